@@ -1,0 +1,55 @@
+# Wharfinger's commands. `make help` lists them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL ?=
+IMAGE ?=
+DATA ?= data
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test up check setup schema test-ultralytics
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup ## Run a real picture through everything: MODEL=file.onnx and IMAGE=picture are yours to set
+	@$(BIN)/python -m standalone.demo $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE),--image "$(IMAGE)")
+
+test: setup ## Run all tests, on the embedded Postgres and on Debian's
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -m pytest tests
+	@.ci/debian-postgres
+	@WHARF_TEST_POSTGRES="$$(.ci/debian-postgres --path)" $(BIN)/python -m pytest tests/contract tests/integration -m postgres
+
+up: setup ## Run the service on this machine until Ctrl-C: DATA=folder PORT=number
+	@$(BIN)/wharf up --data "$(DATA)" --port $(PORT) $(if $(MODEL),--model "$(MODEL)")
+
+check: setup ## Lint, types, architecture rules, generated contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m standalone.contracts --check
+
+schema: setup ## Write the generated contracts anew: OpenAPI, the schema's SQL, the README's table of settings
+	@$(BIN)/python -m standalone.contracts
+
+setup: .venv/ready ## Make the environment in .venv
+
+.venv/ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv (about a minute)"
+	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[standalone,dev]'
+	@touch $@
+
+# torch takes 6 GB: an environment of its own, which nothing else needs.
+test-ultralytics: .venv-ultralytics/ready ## Compare our engine with ultralytics, box by box (installs torch, 6 GB)
+	@.venv-ultralytics/bin/python -m pytest tests/ultralytics
+
+.venv-ultralytics/ready: pyproject.toml constraints.txt constraints-ultralytics.txt
+	@echo "Setting up .venv-ultralytics (some minutes: torch has 6 GB)"
+	@$(PYTHON) -m venv .venv-ultralytics
+	@.venv-ultralytics/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -c constraints-ultralytics.txt -e '.[worker,dev,ultralytics]'
+	@touch $@

@@ -1,0 +1,141 @@
+"""Request bodies: files streamed to the volume as they arrive, and JSON read up to a limit."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fastapi import Request
+from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from broker import problems
+from broker.media import probe
+from broker.service import Service
+from custody.errors import CustodyError
+from custody.files import Upload
+from custody.volume import Staging
+
+B = TypeVar("B", bound=BaseModel)
+
+FIELDS = 32
+FIELD_BYTES = 64 * 1024
+
+
+@dataclass
+class Body:
+    """What an upload brought: staged files in the order of their parts, and text fields."""
+
+    uploads: list[Upload] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def receive(request: Request, service: Service, *, part: str, raw: bool) -> AsyncIterator[Body]:
+    """Streams the body: multipart with files in parts named `part`, or one file as the `raw` body. On leaving,
+    whatever was staged and not kept is gone.
+
+    Raises `CustodyError` for everything that can be wrong with a body or a picture."""
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    async with AsyncExitStack() as staged:
+        try:
+            if content_type == "multipart/form-data":
+                body = await _multipart(request, service, staged, part, options.get("boundary", ""))
+            elif raw:
+                body = await _raw(request, service, staged)
+            else:
+                raise CustodyError("malformed_body", f"Send multipart/form-data with one or more parts `{part}`.")
+        except ClientDisconnect:
+            raise CustodyError("client_disconnected", "The client went away in the middle of its body.") from None
+        if not body.uploads:
+            raise CustodyError("missing_part", f"The body has no part `{part}`: there is no file in it.", field=part)
+        yield body
+
+
+async def read_json(request: Request, kind: type[B], max_bytes: int) -> B:
+    data = bytearray()
+    try:
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > max_bytes:
+                raise CustodyError("request_too_large", f"A JSON body may have {max_bytes} bytes at most.")
+    except ClientDisconnect:
+        raise CustodyError("client_disconnected", "The client went away in the middle of its body.") from None
+    try:
+        return kind.model_validate_json(bytes(data))
+    except ValidationError as error:
+        raise problems.invalid(error) from None
+
+
+async def _raw(request: Request, service: Service, staged: AsyncExitStack) -> Body:
+    _, options = parse_options_header(request.headers.get("content-disposition", ""))
+    staging = await staged.enter_async_context(service.volume.stage(service.settings.max_file_bytes))
+    async for chunk in request.stream():
+        await staging.write(chunk)
+    return Body([await _sealed(service, staging, options.get("filename"))])
+
+
+async def _multipart(request: Request, service: Service, staged: AsyncExitStack, part: str, boundary: str) -> Body:
+    body = Body()
+    settings = service.settings
+    try:
+        parser = PushMultipartParser(
+            boundary, max_segment_count=settings.max_parts + FIELDS, max_header_size=8192, strict=False
+        )
+        segment: MultipartSegment | None = None
+        staging: Staging | None = None
+        text = bytearray()
+        async for chunk in request.stream():
+            for event in parser.parse(chunk):
+                if isinstance(event, MultipartSegment):
+                    segment, staging, text = event, None, bytearray()
+                    if segment.name == part:
+                        if len(body.uploads) == settings.max_parts:
+                            raise CustodyError(
+                                "too_many_parts", f"One request may bring {settings.max_parts} files.", field=part
+                            )
+                        staging = await staged.enter_async_context(service.volume.stage(settings.max_file_bytes))
+                    elif segment.filename is not None:
+                        raise CustodyError(
+                            "missing_part", f"A file came as `{segment.name}`: name its part `{part}`.", field=part
+                        )
+                elif event is None:
+                    assert segment is not None
+                    if staging is not None:
+                        body.uploads.append(await _sealed(service, staging, segment.filename))
+                    else:
+                        body.fields[segment.name or ""] = _text(text, segment.name or "")
+                elif staging is not None:
+                    await staging.write(event)
+                else:
+                    text += event
+                    if len(text) > FIELD_BYTES:
+                        raise CustodyError("request_too_large", f"A field may have {FIELD_BYTES} bytes at most.")
+        parser.close()
+    except ParserLimitReached as error:
+        raise CustodyError("too_many_parts", f"The multipart body goes beyond a limit: {error}.") from None
+    except MultipartError as error:
+        raise CustodyError("malformed_body", f"The multipart body cannot be parsed: {error}.") from None
+    return body
+
+
+async def _sealed(service: Service, staging: Staging, filename: str | None) -> Upload:
+    staged = await staging.seal()
+    media = await service.volume.run(lambda: probe(staged.path, service.settings.max_pixels))
+    return Upload(staged, media, clean_filename(filename))
+
+
+def clean_filename(name: str | None) -> str | None:
+    """The last component of what a client calls its file, without control characters; names are shown, never opened."""
+    last = re.split(r"[/\\]", name or "")[-1]
+    printable = "".join(c for c in last if c.isprintable()).strip()
+    return printable[:255] if printable not in ("", ".", "..") else None
+
+
+def _text(data: bytearray, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise CustodyError("invalid_request", f"The field `{name}` is not UTF-8.", field=name) from None

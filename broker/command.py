@@ -1,0 +1,90 @@
+"""`wharf broker`: the API process, wired."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Annotated
+
+import typer
+import uvicorn
+import uvloop
+from prometheus_client import start_http_server
+
+from broker.app import build_app
+from broker.metrics import BrokerMetrics
+from broker.service import Service
+from broker.settings import BrokerSettings
+from custody.database import Database
+from custody.errors import StartError
+from custody.files import Files
+from custody.installation import check_volume
+from custody.jobs import Jobs
+from custody.notices import Notices
+from custody.settings import load
+from custody.tasks import Tasks
+from custody.telemetry import configure_logging
+from custody.volume import Volume
+
+
+def broker(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (WHARF_HOST)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (WHARF_PORT)")] = None,
+) -> None:
+    """Serve the API: uploads, jobs, results. Everything else is set by environment variables."""
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    try:
+        settings = load(BrokerSettings, **given)
+        configure_logging(process="broker", format=settings.log_format, level=settings.log_level)
+        uvloop.run(serve(settings))
+    except StartError as error:
+        sys.exit(f"wharf broker: {error}")
+
+
+async def serve(settings: BrokerSettings) -> None:
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            Database(settings.database_url.get_secret_value(), name="wharf broker", size=settings.database_connections)
+        )
+        volume = Volume(settings.volume, instance=settings.instance)
+        async with database.transaction() as transaction:
+            await check_volume(transaction, volume)
+        volume.discard_former()
+        notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf broker"))
+        service = Service(
+            settings=settings,
+            database=database,
+            volume=volume,
+            files=Files(volume),
+            jobs=Jobs(),
+            tasks=Tasks(),
+            notices=notices,
+            metrics=BrokerMetrics(),
+        )
+        if settings.metrics_port:
+            start_http_server(settings.metrics_port, registry=service.metrics.registry)
+        server = _Server(
+            uvicorn.Config(
+                build_app(service),
+                host=settings.host,
+                port=settings.port,
+                http="httptools",
+                loop="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=30,
+            )
+        )
+        await server.serve()
+
+
+class _Server(uvicorn.Server):
+    """Ends with status 0 when it was asked to end; uvicorn would send itself the signal once more."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+        yield

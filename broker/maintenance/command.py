@@ -1,0 +1,43 @@
+"""`wharf migrate`: database and volume brought to the present shape."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broker.maintenance.migrate import first_key, roles_script, write_key
+from broker.maintenance.migrate import migrate as bring_up
+from broker.maintenance.settings import MigrateSettings
+from custody.errors import StartError
+from custody.settings import load
+from custody.telemetry import configure_logging
+from custody.volume import Volume
+
+
+def migrate(
+    print_roles: Annotated[bool, typer.Option("--print-roles", help="Print the roles for a DBA and end")] = False,
+    key_file: Annotated[
+        Path | None, typer.Option("--first-key", help="Write an admin's API key of --tenant to this new file (0600)")
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="The operator's tenant, made where it is missing")] = "default",
+) -> None:
+    """Bring the database and the volume up to date. WHARF_DATABASE_URL is the owner's here."""
+    if print_roles:
+        typer.echo(roles_script(), nl=False)
+        return
+    configure_logging(process="migrate", format="text", level="warning")
+    try:
+        settings = load(MigrateSettings)
+        url = settings.database_url.get_secret_value()
+        volume = Volume(settings.volume, instance="migrate") if settings.volume else None
+        applied = asyncio.run(bring_up(url, volume))
+        for name in applied:
+            typer.echo(f"applied {name}")
+        typer.echo("The database is up to date." + (f" The volume {volume.root} is ready." if volume else ""))
+        if key_file is not None:
+            write_key(key_file, asyncio.run(first_key(url, tenant)))
+            typer.echo(f"An admin's key of tenant {tenant} is in {key_file}.")
+    except StartError as error:
+        sys.exit(f"wharf migrate: {error}")

@@ -1,0 +1,236 @@
+"""Brings a database and its volume to the present shape: roles, migrations, folders. Run it as often as you like."""
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection, sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow, dict_row
+
+from custody import models, tenants
+from custody.errors import StartError
+from custody.ids import new_id
+from custody.volume import Volume
+
+log = structlog.get_logger()
+
+ROLES = ("wharf_owner", "wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup")
+LOCK = 0x77686172  # "whar": one migration at a time
+LOCK_TIMEOUT = "5s"
+TRIES = 5
+
+
+@dataclass(frozen=True)
+class Migration:
+    version: int
+    name: str
+    text: str
+
+    @property
+    def checksum(self) -> bytes:
+        return hashlib.sha256(self.text.encode()).digest()
+
+
+async def migrate(owner_url: str, volume: Volume | None) -> list[str]:
+    """Applies what is missing, each migration in a transaction of its own; gives the names of those applied.
+
+    `owner_url` logs in as a role that owns the database or is a superuser. Without a `volume` only the database is
+    brought up. Raises `StartError`."""
+    async with await connect(owner_url) as connection:
+        await _ensure_roles(connection)
+        await connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+        await _become_owner(connection)
+        applied = [await _apply(connection, migration) for migration in await _missing(connection)]
+        if volume is not None:
+            volume.prepare(await _volume_id(connection, volume))
+    return applied
+
+
+async def first_key(owner_url: str, tenant: str) -> str:
+    """The secret of a new admin's key of the operator's tenant, which is made where it is missing."""
+    async with await connect(owner_url) as connection:
+        await connection.execute("SET ROLE wharf_owner")
+        key = await tenants.first_key(connection, tenant)
+    return key.secret
+
+
+async def key_works(owner_url: str, secret: str) -> bool:
+    async with await connect(owner_url) as connection:
+        await connection.execute("SET ROLE wharf_api")
+        return await tenants.authenticate(connection, secret) is not None
+
+
+def write_key(path: Path, secret: str) -> None:
+    """For its owner's eyes only, from the first byte on. Raises `StartError` where the file exists."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise StartError(f"The key cannot be written to {path}: {error.strerror}. Name a new file.") from error
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{secret}\n")
+
+
+async def clear_worker(owner_url: str, worker: str) -> None:
+    async with await connect(owner_url) as connection:
+        await connection.execute("SET ROLE wharf_owner")
+        await models.forget_worker(connection, worker)
+
+
+async def process_urls(owner_url: str, installation: str) -> Mapping[str, str]:
+    """A login for each process, by role: member of it and of nothing else, with a password made now. For `wharf up`
+    on a server of yours; `installation` keeps two of them on one server apart."""
+    urls = {}
+    async with await connect(owner_url) as connection:
+        for role in ROLES[1:]:
+            login, password = f"{role}_{installation}", secrets.token_urlsafe(24)
+            if not await _exists(connection, login):
+                await connection.execute(
+                    sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(sql.Identifier(login), sql.Identifier(role))
+                )
+            await connection.execute(
+                sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login), sql.Literal(password))
+            )
+            urls[role] = make_conninfo(owner_url, user=login, password=password)
+    return urls
+
+
+async def ensure_database(server_url: str, name: str) -> None:
+    """Makes the database where it is missing; `server_url` reaches any other database of the server."""
+    async with await connect(server_url) as connection:
+        found = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
+        if await found.fetchone() is None:
+            await connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(
+                sql.Identifier(name)
+            ))  # fmt: skip
+
+
+def roles_script() -> str:
+    """The statements that make the roles, for a DBA to run."""
+    return _schema_folder().joinpath("roles.sql").read_text()
+
+
+async def connect(url: str) -> AsyncConnection[DictRow]:
+    try:
+        return await AsyncConnection.connect(
+            url, autocommit=True, row_factory=dict_row, application_name="wharf migrate", connect_timeout=10
+        )
+    except psycopg.OperationalError as error:
+        host = conninfo_to_dict(url).get("host", "?")
+        raise StartError(
+            f"WHARF_DATABASE_URL: the database at {host} does not answer: {str(error).strip()}\n"
+            "Start it, or correct the URL, for example postgresql://postgres:SECRET@localhost:5432/wharf"
+        ) from error
+
+
+async def _ensure_roles(connection: AsyncConnection[DictRow]) -> None:
+    missing = [role for role in ROLES if not await _exists(connection, role)]
+    try:
+        for role in missing:
+            statement = re.search(rf"^CREATE ROLE {role}\b[^;]*;", roles_script(), re.MULTILINE)
+            assert statement is not None
+            await connection.execute(statement[0].encode())
+        await connection.execute("GRANT wharf_owner TO current_user")
+        await connection.execute(
+            sql.SQL("GRANT CREATE ON DATABASE {} TO wharf_owner").format(sql.Identifier(connection.info.dbname))
+        )
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise StartError(
+            f"{connection.info.user} may not set up the roles ({str(error).strip()}). Have a DBA run what "
+            "`wharf migrate --print-roles` prints, then `GRANT wharf_owner TO` this user and "
+            f"`GRANT CREATE ON DATABASE {connection.info.dbname} TO wharf_owner`, and try again."
+        ) from error
+
+
+async def _become_owner(connection: AsyncConnection[DictRow]) -> None:
+    await connection.execute("SET ROLE wharf_owner")
+    await connection.execute("CREATE SCHEMA IF NOT EXISTS wharf AUTHORIZATION wharf_owner")
+    await connection.execute(
+        """
+        CREATE TABLE IF NOT EXISTS wharf.migrations (
+            version integer PRIMARY KEY, name text NOT NULL, checksum bytea NOT NULL,
+            applied_at timestamptz NOT NULL DEFAULT now()
+        )
+        """
+    )
+
+
+async def _missing(connection: AsyncConnection[DictRow]) -> list[Migration]:
+    found = await connection.execute("SELECT version, checksum FROM wharf.migrations ORDER BY version")
+    applied = {row["version"]: row["checksum"] for row in await found.fetchall()}
+    known = _migrations()
+    if newer := set(applied) - {migration.version for migration in known}:
+        raise StartError(
+            f"The database is ahead of this program: it has migration {max(newer)}. Install the newer program; "
+            "migrations only go forward."
+        )
+    for migration in known:
+        if applied.get(migration.version, migration.checksum) != migration.checksum:
+            raise StartError(
+                f"Migration {migration.name} is not the one that was applied. Never change an applied migration: "
+                "restore its text and add a new one."
+            )
+    return [migration for migration in known if migration.version not in applied]
+
+
+async def _apply(connection: AsyncConnection[DictRow], migration: Migration) -> str:
+    # A short lock timeout, tried again: a migration must not queue behind a long transaction and block all behind it.
+    for tries_left in reversed(range(TRIES)):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'".encode())
+                await connection.execute(migration.text.encode())
+                await connection.execute(
+                    "INSERT INTO wharf.migrations (version, name, checksum) VALUES (%s, %s, %s)",
+                    [migration.version, migration.name, migration.checksum],
+                )
+        except psycopg.errors.LockNotAvailable:
+            if not tries_left:
+                raise StartError(
+                    f"Migration {migration.name} found its tables locked {TRIES} times. Try later."
+                ) from None
+            log.warning("migration_waits_for_lock", migration=migration.name)
+        else:
+            break
+    log.info("migration_applied", migration=migration.name)
+    return migration.name
+
+
+async def _volume_id(connection: AsyncConnection[DictRow], volume: Volume) -> UUID:
+    """The id that both carry; a new pair gets a new one. Raises `StartError` for two halves of different pairs."""
+    found = await connection.execute("SELECT volume_id FROM wharf.installation")
+    row = await found.fetchone()
+    marked = volume.identity() if volume.is_prepared() else None
+    if row is None:
+        volume_id = marked or new_id()
+        await connection.execute("INSERT INTO wharf.installation (volume_id) VALUES (%s)", [volume_id])
+        return volume_id
+    if marked is not None and marked != row["volume_id"]:
+        raise StartError(
+            f"WHARF_VOLUME: {volume.root} carries the id {marked}, this database expects {row['volume_id']}: "
+            "they do not belong together. Mount the right volume or name the right database."
+        )
+    return UUID(str(row["volume_id"]))
+
+
+async def _exists(connection: AsyncConnection[DictRow], role: str) -> bool:
+    found = await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role])
+    return await found.fetchone() is not None
+
+
+def _migrations() -> list[Migration]:
+    paths = sorted(_schema_folder().joinpath("migrations").glob("*.sql"))
+    return [Migration(int(path.stem.partition("_")[0]), path.stem, path.read_text()) for path in paths]
+
+
+def _schema_folder() -> Path:
+    """Beside the packages in a checkout, inside this one in an installed wheel."""
+    installed = Path(__file__).with_name("schema")
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "schema"

@@ -1,0 +1,158 @@
+"""What uploaded bytes are, read from the bytes themselves: kind, size in pixels, orientation, completeness."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import pillow_heif
+from PIL import Image, UnidentifiedImageError
+
+from custody.errors import CustodyError
+from custody.files import Media
+
+MEDIA_TYPES = {
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+    "GIF": "image/gif",
+    "HEIF": "image/heic",
+    "AVIF": "image/avif",
+}
+"""Accepted formats, by Pillow's name. docs/api.md has the table for users."""
+
+READ_WHOLE = ("WEBP", "HEIF", "AVIF")
+READ_WHOLE_BYTES = 64 << 20
+"""Pillow reads files of these formats into memory to look at their header, so larger ones are refused."""
+
+EXIF_ORIENTATION = 0x0112
+
+pillow_heif.register_heif_opener()
+Image.MAX_IMAGE_PIXELS = None  # the limit is a setting, checked below
+
+
+def probe(path: Path, max_pixels: int) -> Media:
+    """Reads the header and checks that the file is whole. Decodes no pixel; memory does not grow with the file.
+
+    Raises `CustodyError`: unsupported_media_type, too_many_pixels, file_too_large, damaged_image."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            raise CustodyError("empty_file", "The file has no bytes.")
+        kind = _sniff(file)
+        if kind in READ_WHOLE and file.seek(0, os.SEEK_END) > READ_WHOLE_BYTES:
+            raise CustodyError("file_too_large", f"A {kind} file may have {READ_WHOLE_BYTES} bytes at most.")
+        media = _header(file, kind, max_pixels)
+        if kind in COMPLETE and not COMPLETE[kind](file):
+            raise CustodyError("damaged_image", f"The {kind} file ends before its picture does. Send it again.")
+    return media
+
+
+def _sniff(file: BinaryIO) -> str:
+    file.seek(0)
+    head = file.read(32)
+    for kind, matches in SIGNATURES.items():
+        if matches(head):
+            return kind
+    raise CustodyError(
+        "unsupported_media_type",
+        "The bytes are no JPEG, PNG, WebP, BMP, TIFF, GIF, HEIC or AVIF, whatever the file's name says.",
+    )
+
+
+def _header(file: BinaryIO, kind: str, max_pixels: int) -> Media:
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=PILLOW_NAMES[kind]) as image:
+                width, height = image.size
+                found = image.format or kind
+                if width * height > max_pixels:
+                    raise CustodyError(
+                        "too_many_pixels",
+                        f"The picture has {width} x {height} pixels; {max_pixels} are allowed. Send a smaller one.",
+                    )
+                orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except CustodyError:
+        raise
+    except UnidentifiedImageError:
+        raise CustodyError("damaged_image", f"The bytes begin like {kind}, but have no such header.") from None
+    except Exception as error:
+        raise CustodyError("damaged_image", f"The {kind} header cannot be read: {error}") from error
+    # HEIC and AVIF turn the picture by a box of their own, which the decoder has applied to these pixels already.
+    turned = kind not in ("HEIF", "AVIF")
+    if not turned or not isinstance(orientation, int) or not 1 <= orientation <= 8:
+        orientation = 1
+    if orientation >= 5:
+        width, height = height, width
+    return Media(MEDIA_TYPES[found], width, height, orientation)
+
+
+def _jpeg_is_whole(file: BinaryIO) -> bool:
+    """Walks the segments to the first scan; from there on, an end-of-image marker cannot be picture data."""
+    file.seek(2)
+    while (marker := file.read(2)) and len(marker) == 2 and marker[0] == 0xFF:
+        if marker[1] == 0xFF:
+            file.seek(-1, os.SEEK_CUR)
+            continue
+        length = file.read(2)
+        if len(length) < 2:
+            return False
+        file.seek(int.from_bytes(length, "big") - 2, os.SEEK_CUR)
+        if marker[1] == 0xDA:
+            return _contains(file, b"\xff\xd9")
+    return False
+
+
+def _png_is_whole(file: BinaryIO) -> bool:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        if head[4:] == b"IEND":
+            return file.tell() + 4 <= end
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
+
+
+def _webp_is_whole(file: BinaryIO) -> bool:
+    file.seek(4)
+    return int.from_bytes(file.read(4), "little") + 8 <= file.seek(0, os.SEEK_END)
+
+
+def _bmp_is_whole(file: BinaryIO) -> bool:
+    file.seek(2)
+    return int.from_bytes(file.read(4), "little") <= file.seek(0, os.SEEK_END)
+
+
+def _contains(file: BinaryIO, wanted: bytes) -> bool:
+    tail = b""
+    while chunk := file.read(1 << 20):
+        if wanted in tail + chunk:
+            return True
+        tail = chunk[1 - len(wanted) :]
+    return False
+
+
+SIGNATURES: dict[str, Callable[[bytes], bool]] = {
+    "JPEG": lambda head: head.startswith(b"\xff\xd8\xff"),
+    "PNG": lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"),
+    "WEBP": lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP",
+    "BMP": lambda head: head.startswith(b"BM"),
+    "TIFF": lambda head: head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    "GIF": lambda head: head.startswith((b"GIF87a", b"GIF89a")),
+    "AVIF": lambda head: head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"),
+    "HEIF": lambda head: head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"),
+}
+
+PILLOW_NAMES = {kind: [kind] for kind in SIGNATURES} | {"JPEG": ["JPEG", "MPO"]}
+
+COMPLETE: dict[str, Callable[[BinaryIO], bool]] = {
+    "JPEG": _jpeg_is_whole,
+    "PNG": _png_is_whole,
+    "WEBP": _webp_is_whole,
+    "BMP": _bmp_is_whole,
+}

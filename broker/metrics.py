@@ -1,0 +1,28 @@
+"""What a broker counts."""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from custody.files import Kept
+
+SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class BrokerMetrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "wharf_http_requests", "Requests answered", ["method", "route", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "wharf_http_request_seconds", "First byte in to last byte out", ["method", "route"],
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.upload_bytes = Counter("wharf_upload_bytes", "Bytes of files kept", registry=self.registry)
+        self.uploads = Counter(
+            "wharf_uploads", "Files kept; `held`: the tenant had the bytes already", ["held"], registry=self.registry
+        )
+        self.inputs = Counter("wharf_job_inputs", "Inputs submitted in jobs", ["model"], registry=self.registry)
+
+    def count(self, kept: Kept) -> None:
+        self.uploads.labels(str(kept.held_before).lower()).inc(len(kept.files))
+        self.upload_bytes.inc(sum(file.size for file in kept.files))

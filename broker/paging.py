@@ -1,0 +1,32 @@
+"""Cursors of lists: opaque to clients, the last item's key inside."""
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import TypeVar
+from uuid import UUID
+
+from custody.errors import CustodyError
+
+K = TypeVar("K")
+
+
+def encode(key: object) -> str:
+    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
+
+
+def decode_id(cursor: str | None) -> UUID | None:
+    return None if cursor is None else _decoded(cursor, UUID)
+
+
+def decode_number(cursor: str | None) -> int | None:
+    return None if cursor is None else _decoded(cursor, lambda text: int(text) & 0x7FFFFFFF)
+
+
+def _decoded(cursor: str, kind: Callable[[str], K]) -> K:
+    try:
+        return kind(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode())
+    except (binascii.Error, ValueError):
+        raise CustodyError(
+            "invalid_request", "This cursor is none of ours. Start without one.", field="cursor"
+        ) from None

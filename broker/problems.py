@@ -1,0 +1,79 @@
+"""Errors as RFC 9457 problem details: every one has a stable code, and none says more than the caller may know."""
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from custody.errors import KINDS, CustodyError
+from custody.wire import Problem
+
+log = structlog.get_logger()
+
+CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed"}
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(CustodyError, _custody_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def invalid(error: ValidationError | RequestValidationError) -> CustodyError:
+    """The first fault of a failed validation, with the name of its field."""
+    fault = error.errors()[0]
+    place = [str(part) for part in fault["loc"] if part not in ("query", "path", "header", "body")]
+    field = ".".join(place) or None
+    more = len(error.errors()) - 1
+    detail = f"{field or 'The body'}: {fault['msg']}." + (f" {more} more like it." if more else "")
+    return CustodyError("invalid_request", detail, field=field)
+
+
+def render(request: Request, error: CustodyError) -> Response:
+    problem = Problem(
+        type=f"urn:wharfinger:problem:{error.code}",
+        title=error.kind.title,
+        status=error.kind.status,
+        code=error.code,
+        detail=error.detail,
+        request_id=request.scope.get("request_id", ""),
+        field=error.field,
+    )
+    headers = {}
+    if error.kind.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return Response(
+        problem.model_dump_json(exclude_none=True), error.kind.status, headers, media_type="application/problem+json"
+    )
+
+
+async def _custody_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CustodyError)
+    if error.kind.status >= 500:
+        log.warning("request_failed", code=error.code, detail=error.detail, cause=repr(error.__cause__))
+    return render(request, error)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return render(request, invalid(error))
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = CODE_OF_STATUS.get(error.status_code, "invalid_request")
+    response = render(request, CustodyError(code, f"{KINDS[code].title}: {request.method} {request.url.path}"))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("request_broke", exc_info=error)
+    return render(
+        request,
+        CustodyError("internal_error", "An error we did not foresee; it is in the log under this request id."),
+    )

@@ -1,0 +1,188 @@
+"""/v1/files: bytes taken into custody, described, handed out again, let go."""
+
+import os
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from broker import body, paging
+from broker.access import Reader, Writer
+from broker.answers import answer, no_such, parse_id
+from broker.service import Service, ServiceDep
+from custody import idempotency
+from custody.database import Transaction
+from custody.errors import CustodyError
+from custody.volume import CHUNK
+from custody.wire import File, FileList, FilePage
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
+
+UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    response_model=FileList,
+    status_code=201,
+    responses={200: {"model": FileList, "description": "You held every byte already"}},
+    openapi_extra=UPLOAD_BODY,
+)
+async def upload(
+    request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Takes files: multipart with parts `file`, or one file as the raw body. When this answers, they are safe."""
+    tenant = principal.tenant_id
+    async with body.receive(request, service, part="file", raw=True) as received:
+        digests = [upload.staged.sha256 for upload in received.uploads]
+        wanted = idempotency.fingerprint("POST /v1/files", {}, digests)
+        async with service.database.transaction(tenant) as transaction:
+            if replay := await idempotency.begin(transaction, tenant, idempotency_key, wanted):
+                return answer(FileList(items=await _again(service, transaction, replay.resource)), replay.status)
+            kept = await service.files.keep(transaction, tenant, received.uploads)
+            ids = [file.id for file in kept.files]
+            status = 200 if kept.held_before else 201
+            await idempotency.record(transaction, tenant, idempotency_key, status=status, resource=ids)
+    service.metrics.count(kept)
+    headers = {"Location": f"/v1/files/{ids[0]}"} if len(ids) == 1 else {}
+    return answer(FileList(items=list(kept.files)), status, headers)
+
+
+@router.get("", response_model=FilePage)
+async def list_files(
+    service: ServiceDep,
+    principal: Reader,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: str | None = None,
+) -> Response:
+    """Newest first."""
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        files = await service.files.page(transaction, before=paging.decode_id(cursor), limit=limit)
+    return answer(FilePage(items=files, next_cursor=paging.encode(files[-1].id) if len(files) == limit else None))
+
+
+@router.head("/sha256:{sha256}")
+async def held(service: ServiceDep, principal: Reader, sha256: str) -> Response:
+    """200 where your tenant holds these bytes, 404 where not. Says nothing of other tenants."""
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        found = await service.files.holds(transaction, _digest(sha256))
+    return Response(status_code=200 if found else 404)
+
+
+@router.post("/sha256:{sha256}", response_model=File, status_code=201)
+async def add_known(
+    service: ServiceDep,
+    principal: Writer,
+    sha256: str,
+    filename: str | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """A new file on bytes that your tenant holds already: nothing is sent."""
+    tenant = principal.tenant_id
+    wanted = idempotency.fingerprint("POST /v1/files/sha256", {"filename": filename}, [_digest(sha256)])
+    async with service.database.transaction(tenant) as transaction:
+        if replay := await idempotency.begin(transaction, tenant, idempotency_key, wanted):
+            return answer((await _again(service, transaction, replay.resource))[0], replay.status)
+        file = await service.files.keep_known(transaction, tenant, _digest(sha256), body.clean_filename(filename))
+        if file is None:
+            raise CustodyError("not_found", "You hold no file of these bytes. Upload it with POST /v1/files.")
+        await idempotency.record(transaction, tenant, idempotency_key, status=201, resource=[file.id])
+    return answer(file, 201, {"Location": f"/v1/files/{file.id}"})
+
+
+@router.get("/{file_id}", response_model=File)
+async def get(service: ServiceDep, principal: Reader, file_id: str) -> Response:
+    return answer(await _file(service, principal.tenant_id, file_id))
+
+
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses={206: {}, 304: {}, 416: {}})
+async def content(request: Request, service: ServiceDep, principal: Reader, file_id: str) -> Response:
+    """The bytes. `Range` (one range) and `If-None-Match` work; the ETag is the SHA-256."""
+    file = await _file(service, principal.tenant_id, file_id)
+    etag = f'"{file.sha256}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": "attachment",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    ranged = request.headers.get("range") if request.headers.get("if-range", etag) == etag else None
+    span = _span(ranged, file.size)
+    headers["Content-Length"] = str(len(span))
+    if len(span) < file.size:
+        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{file.size}"
+    descriptor = await service.volume.open(bytes.fromhex(file.sha256))
+    status = 206 if "Content-Range" in headers else 200
+    return StreamingResponse(_chunks(service, descriptor, span), status, headers, media_type=file.media_type)
+
+
+@router.delete("/{file_id}", status_code=204)
+async def delete(service: ServiceDep, principal: Writer, file_id: str) -> Response:
+    """Lets go of the file. Jobs that run on it keep its bytes until they end."""
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        if not await service.files.delete(transaction, parse_id(file_id, "file")):
+            raise no_such("file")
+    return Response(status_code=204)
+
+
+async def _again(service: Service, transaction: Transaction, ids: Sequence[UUID]) -> list[File]:
+    files = [await service.files.get(transaction, file_id) for file_id in ids]
+    if None in files:
+        raise CustodyError("gone", "This key's files were deleted since. Take a new key to upload them again.")
+    return [file for file in files if file is not None]
+
+
+async def _file(service: Service, tenant: UUID, file_id: str) -> File:
+    async with service.database.transaction(tenant) as transaction:
+        file = await service.files.get(transaction, parse_id(file_id, "file"))
+    if file is None:
+        raise no_such("file")
+    return file
+
+
+def _digest(text: str) -> bytes:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise CustodyError("invalid_request", "A SHA-256 is 64 lower-case hex digits.", field="sha256")
+    return bytes.fromhex(text)
+
+
+def _span(ranged: str | None, size: int) -> range:
+    """The bytes that one range of a `Range` header names (RFC 9110, 14.1.2); all of them where it names several."""
+    found = re.fullmatch(r"bytes=(\d*)-(\d*)", ranged or "")
+    if found is None or found[0] == "bytes=-":
+        return range(size)
+    first, last = found.groups()
+    start, stop = (int(first), int(last) + 1 if last else size) if first else (size - int(last), size)
+    span = range(max(start, 0), min(stop, size))
+    if not span:
+        raise CustodyError("range_not_satisfiable", f"The file has {size} bytes.", field="Range")
+    return span
+
+
+async def _chunks(service: Service, descriptor: int, span: range) -> AsyncIterator[bytes]:
+    try:
+        for offset in range(span.start, span.stop, CHUNK):
+            yield await service.volume.read(descriptor, offset, min(CHUNK, span.stop - offset))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,231 @@
+"""/v1/predict and /v1/jobs: work submitted, watched, cancelled."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
+
+from broker import body, paging, problems
+from broker.access import Reader, Writer
+from broker.answers import answer, no_such, parse_id
+from broker.routes.files import IdempotencyKey
+from broker.service import Service, ServiceDep
+from broker.waiting import preferred_seconds, wait_for_end
+from custody import idempotency, models
+from custody.errors import CustodyError
+from custody.notices import job_ended, tasks_queued
+from custody.wire import Job, JobPage, JobState, JobSubmission, Parameters, PredictFields, ResultPage
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+PREDICT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "model": {"type": "string"},
+                        "conf": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.25},
+                        "iou": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.7},
+                        "max_detections": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 300},
+                        "priority": {"type": "string", "enum": ["interactive", "batch"]},
+                        "metadata": {"type": "string", "description": "A JSON object"},
+                    },
+                }
+            }
+        },
+    }
+}
+SUBMISSION_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSubmission"}}},
+    }
+}
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"model": Job, "description": "Accepted: it will end, whatever dies; ask again at `Location`"}
+}
+
+
+@router.post("/predict", response_model=Job, responses=ACCEPTED, openapi_extra=PREDICT_BODY)
+async def predict(
+    request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Upload and job in one call, one transaction. With `Prefer: wait=SECONDS` the answer has the boxes."""
+    tenant = principal.tenant_id
+    async with body.receive(request, service, part="image", raw=False) as received:
+        wish = _wish(received.fields)
+        digests = [upload.staged.sha256 for upload in received.uploads]
+        wanted = idempotency.fingerprint("POST /v1/predict", received.fields, digests)
+        async with service.database.transaction(tenant) as transaction:
+            replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
+            if not replay:
+                model = await models.resolve(transaction, wish.model or service.settings.default_model)
+                kept = await service.files.keep(transaction, tenant, received.uploads)
+                job_id = await service.jobs.submit(
+                    transaction,
+                    tenant,
+                    model=model,
+                    files=kept.files,
+                    parameters=Parameters(conf=wish.conf, iou=wish.iou, max_detections=wish.max_detections),
+                    priority=wish.priority,
+                    metadata=wish.metadata,
+                )
+                await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
+    if replay:
+        return await _answer(request, service, tenant, replay.resource[0])
+    service.metrics.count(kept)
+    _announce(service, job_id, model, len(kept.files))
+    return await _answer(request, service, tenant, job_id)
+
+
+@router.post("/jobs", response_model=Job, responses=ACCEPTED, openapi_extra=SUBMISSION_BODY)
+async def submit(
+    request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """A job on files that you hold: one task for each input."""
+    tenant = principal.tenant_id
+    wish = await body.read_json(request, JobSubmission, service.settings.max_request_bytes)
+    _check_inputs(wish, service.settings.max_job_inputs)
+    wanted = idempotency.fingerprint("POST /v1/jobs", wish.model_dump(mode="json"), [])
+    async with service.database.transaction(tenant) as transaction:
+        replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
+        if not replay:
+            model = await models.resolve(transaction, wish.model or service.settings.default_model)
+            job_id = await service.jobs.submit(
+                transaction,
+                tenant,
+                model=model,
+                files=await service.files.hold(transaction, wish.inputs),
+                parameters=wish.params,
+                priority=wish.priority,
+                metadata=wish.metadata,
+            )
+            await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
+    if replay:
+        return await _answer(request, service, tenant, replay.resource[0])
+    _announce(service, job_id, model, len(wish.inputs))
+    return await _answer(request, service, tenant, job_id)
+
+
+@router.get("/jobs", response_model=JobPage)
+async def list_jobs(
+    service: ServiceDep,
+    principal: Reader,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: str | None = None,
+    state: JobState | None = None,
+    model: str | None = None,
+    metadata: Annotated[str | None, Query(description="A JSON object that the job's metadata contains")] = None,
+) -> Response:
+    """Newest first, without results."""
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        jobs = await service.jobs.page(
+            transaction,
+            before=paging.decode_id(cursor),
+            limit=limit,
+            state=state,
+            model=model,
+            metadata=None if metadata is None else _json_object(metadata),
+        )
+    return answer(JobPage(items=jobs, next_cursor=paging.encode(jobs[-1].id) if len(jobs) == limit else None))
+
+
+@router.get("/jobs/{job_id}", response_model=Job)
+async def get(request: Request, service: ServiceDep, principal: Reader, job_id: str) -> Response:
+    """With `Prefer: wait=SECONDS` it answers when the job has ended, or as it stands when the time is over."""
+    seconds = preferred_seconds(request, service.settings.max_wait_seconds)
+    job = await wait_for_end(service, request, principal.tenant_id, parse_id(job_id, "job"), seconds)
+    if job is None:
+        raise no_such("job")
+    return answer(job)
+
+
+@router.get("/jobs/{job_id}/results", response_model=ResultPage)
+async def results(
+    service: ServiceDep,
+    principal: Reader,
+    job_id: str,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: str | None = None,
+    format: Literal["json", "jsonl"] = "json",
+) -> Response:
+    """In the order of the inputs. `jsonl`: a page as one result a line, the next page's address in `Link`."""
+    wanted = parse_id(job_id, "job")
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        if await service.jobs.ended(transaction, wanted) is None:
+            raise no_such("job")
+        page = await service.jobs.results(transaction, wanted, after=paging.decode_number(cursor), limit=limit)
+    following = paging.encode(page[-1].input) if len(page) == limit else None
+    if format == "json":
+        return answer(ResultPage(items=page, next_cursor=following))
+    link = f'</v1/jobs/{wanted}/results?format=jsonl&limit={limit}&cursor={following}>; rel="next"'
+    lines = "".join(f"{result.model_dump_json()}\n" for result in page)
+    return Response(lines, headers={"Link": link} if following else {}, media_type="application/jsonl")
+
+
+@router.post("/jobs/{job_id}/cancel", response_model=Job)
+async def cancel(request: Request, service: ServiceDep, principal: Writer, job_id: str) -> Response:
+    """Ends the job unless it has ended; what ran in time keeps its result. Says the same however often it is sent."""
+    wanted = parse_id(job_id, "job")
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        cancelled = await service.jobs.cancel(transaction, wanted)
+    if cancelled:
+        async with service.database.transaction(principal.tenant_id) as transaction:
+            await service.tasks.cancel_open(transaction, wanted)
+            await service.jobs.freeze(transaction, wanted)
+        service.notices.tell(job_ended(wanted))
+        log.info("job_cancelled", job_id=str(wanted))
+    return await get(request, service, principal, job_id)
+
+
+async def _answer(request: Request, service: Service, tenant: UUID, job_id: UUID) -> Response:
+    seconds = preferred_seconds(request, service.settings.max_wait_seconds)
+    job = await wait_for_end(service, request, tenant, job_id, seconds)
+    assert job is not None
+    headers = {"Location": f"/v1/jobs/{job_id}"}
+    if seconds:
+        headers["Preference-Applied"] = f"wait={seconds:.0f}"
+    return answer(job, 200 if job.state.ended else 202, headers)
+
+
+def _announce(service: Service, job_id: UUID, model: str, inputs: int) -> None:
+    service.notices.tell(tasks_queued(model))
+    service.metrics.inputs.labels(model).inc(inputs)
+    log.info("job_submitted", job_id=str(job_id), model=model, inputs=inputs)
+
+
+def _wish(fields: Mapping[str, str]) -> PredictFields:
+    try:
+        return PredictFields.model_validate(fields)
+    except ValidationError as error:
+        raise problems.invalid(error) from None
+
+
+def _check_inputs(wish: JobSubmission, most: int) -> None:
+    if len(wish.inputs) > most:
+        raise CustodyError("request_too_large", f"A job may have {most} inputs; cut it in several.", field="inputs")
+    for number, wanted in enumerate(wish.inputs):
+        if (wanted.file is None) == (wanted.sha256 is None):
+            raise CustodyError(
+                "invalid_request", f"Input {number} names either a file or a sha256.", field=f"inputs.{number}"
+            )
+
+
+def _json_object(text: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise CustodyError("invalid_request", "`metadata` is a JSON object.", field="metadata")
+    return value

@@ -1,0 +1,43 @@
+"""/v1/keys: API keys, for admins."""
+
+from fastapi import APIRouter, Request, Response
+
+from broker import body
+from broker.access import Admin
+from broker.answers import answer, no_such, parse_id
+from broker.service import ServiceDep
+from custody import tenants
+from custody.wire import KeyList, KeyRequest, NewKey
+
+router = APIRouter(prefix="/v1/keys", tags=["keys"])
+
+KEY_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/KeyRequest"}}},
+    }
+}
+
+
+@router.post("", response_model=NewKey, status_code=201, openapi_extra=KEY_BODY)
+async def create(request: Request, service: ServiceDep, principal: Admin) -> Response:
+    """The secret is in this answer and nowhere else. The operator's admins may name another tenant."""
+    wanted = await body.read_json(request, KeyRequest, service.settings.max_request_bytes)
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        key = await tenants.create_key(transaction, principal, wanted.name, wanted.role, wanted.tenant)
+    return answer(key, 201, {"Cache-Control": "no-store"})
+
+
+@router.get("", response_model=KeyList)
+async def list_keys(service: ServiceDep, principal: Admin) -> Response:
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        return answer(KeyList(items=await tenants.list_keys(transaction, principal)))
+
+
+@router.delete("/{key_id}", status_code=204)
+async def revoke(service: ServiceDep, principal: Admin, key_id: str) -> Response:
+    """From now on nobody gets an answer with it."""
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        if not await tenants.revoke_key(transaction, principal, parse_id(key_id, "key")):
+            raise no_such("key")
+    return Response(status_code=204)

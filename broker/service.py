@@ -1,0 +1,35 @@
+"""What the routes are given: the parts of one broker process, wired in `broker.command`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from broker.metrics import BrokerMetrics
+from broker.settings import BrokerSettings
+from custody.database import Database
+from custody.files import Files
+from custody.jobs import Jobs
+from custody.notices import Notices
+from custody.tasks import Tasks
+from custody.volume import Volume
+
+
+@dataclass(frozen=True)
+class Service:
+    settings: BrokerSettings
+    database: Database
+    volume: Volume
+    files: Files
+    jobs: Jobs
+    tasks: Tasks
+    notices: Notices
+    metrics: BrokerMetrics
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(service_of)]

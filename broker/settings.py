@@ -1,0 +1,26 @@
+"""The settings of a broker process."""
+
+from pydantic import Field
+
+from custody.settings import ProcessSettings
+
+
+class BrokerSettings(ProcessSettings):
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on")
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="/metrics without a key on this port too; 0: with a key on the API's"
+    )
+    max_file_bytes: int = Field(default=1 << 30, gt=0, description="Largest file")
+    max_parts: int = Field(default=64, gt=0, description="Files in one request")
+    max_pixels: int = Field(default=100_000_000, gt=0, description="Largest picture, width x height")
+    max_request_bytes: int = Field(default=16 << 20, gt=0, description="Largest JSON body")
+    max_job_inputs: int = Field(default=100_000, gt=0, description="Inputs of one job")
+    max_wait_seconds: float = Field(default=60.0, ge=0, description="Longest `Prefer: wait` that is granted")
+    default_model: str | None = Field(
+        default=None, description="Model of requests that name none. If unset, the only one registered"
+    )
+    ready_needs_worker: bool = Field(
+        default=False, description="/readyz waits for a warm worker too: for one machine, where both start together"
+    )
+    database_connections: int = Field(default=16, gt=0, description="Most connections to the database")

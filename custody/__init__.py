@@ -1,0 +1,1 @@
+"""The domain that every process shares: files, jobs, tasks, results, models, tenants, and what keeps them true."""

@@ -1,0 +1,127 @@
+"""The connection pool, and the transaction every statement of the service runs in."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from custody.errors import CustodyError, StartError
+
+Transaction = AsyncConnection[DictRow]
+"""A connection inside an open transaction: what the store methods take. The caller opens it; none of them commits."""
+
+OLDEST_POSTGRES = 15
+
+
+class Database:
+    """One pool of connections under one role.
+
+    `url`: a libpq connection string; `name`: what the server's activity view shows; `size`: most connections held."""
+
+    def __init__(self, url: str, *, name: str, size: int = 16) -> None:
+        self._url = url
+        self._size = size
+        self._pool = AsyncConnectionPool[Transaction](
+            url,
+            kwargs={"row_factory": dict_row, "application_name": name},
+            min_size=1,
+            max_size=size,
+            timeout=10,
+            open=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Raises `StartError` where the server does not answer, is too old, has no schema, or the role could go
+        around row-level security."""
+        await _check(self._url)
+        await self._pool.open()
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def transaction(self, tenant: UUID | None = None) -> AsyncIterator[Transaction]:
+        """One transaction, seen through the row-level security of `tenant`. READ COMMITTED: the custody protocol
+        relies on every statement seeing what was committed before it began.
+
+        Raises `CustodyError("database_unavailable")` where the server does not answer or goes away."""
+        try:
+            connection = await self._begin(tenant)
+            try:
+                yield connection
+                await connection.commit()
+            except BaseException:
+                with suppress(psycopg.Error):
+                    await connection.rollback()
+                raise
+            finally:
+                await self._pool.putconn(connection)
+        except (psycopg.OperationalError, PoolTimeout) as error:
+            raise CustodyError(
+                "database_unavailable",
+                f"The database does not answer ({type(error).__name__}). Nothing was changed; try again shortly.",
+                retry_after=2,
+            ) from error
+
+    async def _begin(self, tenant: UUID | None) -> Transaction:
+        # After a restart of the server every pooled connection is broken. Each is found out here, by the statement
+        # that opens the transaction, and the next one tried: nothing has been asked for yet, so nothing is doubled.
+        for spare in reversed(range(self._size + 1)):
+            connection = await self._pool.getconn()
+            try:
+                await connection.execute("SELECT set_config('wharf.tenant', %s, true)", [str(tenant or "")])
+            except BaseException as error:
+                await self._pool.putconn(connection)
+                if spare and isinstance(error, psycopg.OperationalError):
+                    continue
+                raise
+            return connection
+        raise AssertionError("unreachable: the last try returns or raises")
+
+
+async def _check(url: str) -> None:
+    try:
+        async with await AsyncConnection.connect(url, connect_timeout=10, row_factory=dict_row) as connection:
+            found = await connection.execute(
+                """
+                SELECT current_setting('server_version_num')::int / 10000 AS version,
+                       current_user AS "user",
+                       r.rolsuper OR r.rolbypassrls AS unwalled,
+                       to_regclass('wharf.installation') IS NOT NULL AS migrated,
+                       EXISTS (SELECT FROM pg_roles o
+                               WHERE o.rolname = 'wharf_owner' AND pg_has_role(o.oid, 'MEMBER')) AS owner
+                FROM pg_roles r WHERE r.rolname = current_user
+                """
+            )
+            row = await found.fetchone()
+    except psycopg.OperationalError as error:
+        raise StartError(
+            f"WHARF_DATABASE_URL: the database does not answer: {str(error).strip()}\n"
+            "Start it, or correct the URL, for example postgresql://wharf_api:SECRET@postgres:5432/wharf"
+        ) from error
+    assert row is not None
+    if row["version"] < OLDEST_POSTGRES:
+        raise StartError(f"PostgreSQL {row['version']} is too old: Wharfinger needs {OLDEST_POSTGRES} or newer.")
+    if row["unwalled"] or row["owner"]:
+        raise StartError(
+            f"WHARF_DATABASE_URL: role {row['user']} is a superuser, owns the tables or bypasses row-level security, "
+            "which is the wall between tenants. Use a role of this process: wharf_api for the broker, wharf_worker "
+            "for a worker (`wharf migrate --print-roles` shows them)."
+        )
+    if not row["migrated"]:
+        raise StartError("The database has no Wharfinger schema yet: run `wharf migrate` with the owner's URL first.")

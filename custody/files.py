@@ -1,0 +1,180 @@
+"""Files: what tenants hold of the bytes on the volume. The upload half of the custody protocol lives here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from psycopg.rows import DictRow
+
+from custody.database import Transaction
+from custody.errors import CustodyError
+from custody.ids import new_id
+from custody.volume import Staged, Volume
+from custody.wire import File, JobInput
+
+LIVE = "deleted_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+COLUMNS = "id, sha256, size, media_type, width, height, orientation, filename, created_at, expires_at"
+
+
+@dataclass(frozen=True)
+class Media:
+    """What the bytes are, read from the bytes. Pixels with the EXIF orientation (1 to 8) applied."""
+
+    media_type: str
+    width: int
+    height: int
+    orientation: int
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Staged bytes that a tenant wants kept."""
+
+    staged: Staged
+    media: Media
+    filename: str | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """`held_before`: this tenant held every byte already, whatever others hold."""
+
+    files: Sequence[File]
+    held_before: bool
+
+
+class Files:
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+
+    async def keep(self, transaction: Transaction, tenant: UUID, uploads: Sequence[Upload]) -> Kept:
+        """A file row for each upload, its bytes in the tree once. After it they are gone from `staging/`."""
+        held = await self._held(transaction, [upload.staged.sha256 for upload in uploads])
+        kept: set[bytes] = set()
+        for staged in sorted((upload.staged for upload in uploads), key=lambda staged: staged.sha256):
+            if staged.sha256 in kept:
+                await self._volume.drop(staged)
+                continue
+            kept.add(staged.sha256)
+            found = await transaction.execute("SELECT wharf.take_blob(%s, %s) AS state", [staged.sha256, staged.size])
+            row = await found.fetchone()
+            assert row is not None
+            if row["state"] == "present":
+                await self._volume.drop(staged)
+            else:
+                # Bytes before the promise: a crash in between leaves a file without a row, never the reverse.
+                await self._volume.keep(staged)
+                await transaction.execute("SELECT wharf.blob_present(%s)", [staged.sha256])
+        files = [await self._add(transaction, tenant, upload) for upload in uploads]
+        return Kept(files, held_before=kept <= held)
+
+    async def keep_known(
+        self, transaction: Transaction, tenant: UUID, sha256: bytes, filename: str | None
+    ) -> File | None:
+        """A new file row on bytes that the tenant holds already; None where it does not."""
+        found = await transaction.execute(
+            f"SELECT {COLUMNS} FROM wharf.files WHERE sha256 = %s AND {LIVE} ORDER BY id DESC LIMIT 1", [sha256]
+        )
+        row = await found.fetchone()
+        if row is None or not await self._hold(transaction, [sha256]):
+            return None
+        known = _file(row)
+        media = Media(known.media_type, known.width, known.height, known.orientation)
+        return await self._insert(transaction, tenant, sha256, known.size, media, filename or known.filename)
+
+    async def holds(self, transaction: Transaction, sha256: bytes) -> bool:
+        return sha256 in await self._held(transaction, [sha256])
+
+    async def get(self, transaction: Transaction, file_id: UUID) -> File | None:
+        found = await transaction.execute(f"SELECT {COLUMNS} FROM wharf.files WHERE id = %s AND {LIVE}", [file_id])
+        row = await found.fetchone()
+        return None if row is None else _file(row)
+
+    async def page(self, transaction: Transaction, *, before: UUID | None, limit: int) -> list[File]:
+        """Newest first; `before`: the last id of the page before."""
+        found = await transaction.execute(
+            f"""
+            SELECT {COLUMNS} FROM wharf.files
+            WHERE {LIVE} AND (%(before)s::uuid IS NULL OR id < %(before)s) ORDER BY id DESC LIMIT %(limit)s
+            """,
+            {"before": before, "limit": limit},
+        )
+        return [_file(row) for row in await found.fetchall()]
+
+    async def delete(self, transaction: Transaction, file_id: UUID) -> bool:
+        """The tenant lets go of the file. Its bytes stay while anything else, a running task say, refers to them."""
+        changed = await transaction.execute(
+            f"UPDATE wharf.files SET deleted_at = now() WHERE id = %s AND {LIVE}", [file_id]
+        )
+        return changed.rowcount == 1
+
+    async def hold(self, transaction: Transaction, inputs: Sequence[JobInput]) -> list[File]:
+        """The files that a job's inputs name, their bytes held until the transaction ends.
+
+        Raises `CustodyError("not_found")` with the field of the first input that names none of this tenant's."""
+        by_id = await self._by(transaction, "id", [wanted.file for wanted in inputs if wanted.file])
+        by_sha256 = await self._by(transaction, "sha256", [bytes.fromhex(w.sha256) for w in inputs if w.sha256])
+        named: list[File] = []
+        for number, wanted in enumerate(inputs):
+            file = by_id.get(wanted.file) if wanted.file else by_sha256.get(bytes.fromhex(wanted.sha256 or ""))
+            if file is None:
+                raise _no_such_input(number, wanted)
+            named.append(file)
+        present = await self._hold(transaction, [bytes.fromhex(file.sha256) for file in named])
+        for number, file in enumerate(named):
+            if bytes.fromhex(file.sha256) not in present:
+                raise _no_such_input(number, inputs[number])
+        return named
+
+    async def _by(self, transaction: Transaction, column: str, wanted: Sequence[object]) -> Mapping[object, File]:
+        if not wanted:
+            return {}
+        found = await transaction.execute(
+            f"SELECT {COLUMNS} FROM wharf.files WHERE {column} = ANY (%s) AND {LIVE} ORDER BY id", [list(wanted)]
+        )
+        return {row[column]: _file(row) for row in await found.fetchall()}
+
+    async def _held(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
+        found = await transaction.execute(
+            f"SELECT DISTINCT sha256 FROM wharf.files WHERE sha256 = ANY (%s) AND {LIVE}", [list(wanted)]
+        )
+        return {row["sha256"] for row in await found.fetchall()}
+
+    async def _hold(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
+        found = await transaction.execute("SELECT wharf.hold_blobs(%s) AS sha256", [sorted(set(wanted))])
+        return {row["sha256"] for row in await found.fetchall()}
+
+    async def _add(self, transaction: Transaction, tenant: UUID, upload: Upload) -> File:
+        staged = upload.staged
+        return await self._insert(transaction, tenant, staged.sha256, staged.size, upload.media, upload.filename)
+
+    async def _insert(
+        self, transaction: Transaction, tenant: UUID, sha256: bytes, size: int, media: Media, filename: str | None
+    ) -> File:
+        inserted = await transaction.execute(
+            f"""
+            INSERT INTO wharf.files
+                (id, tenant_id, sha256, size, media_type, width, height, orientation, filename)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING {COLUMNS}
+            """,
+            [
+                new_id(), tenant, sha256, size,
+                media.media_type, media.width, media.height, media.orientation, filename,
+            ],
+        )  # fmt: skip
+        row = await inserted.fetchone()
+        assert row is not None
+        return _file(row)
+
+
+def _file(row: DictRow) -> File:
+    return File(**{**row, "sha256": row["sha256"].hex()})
+
+
+def _no_such_input(number: int, wanted: JobInput) -> CustodyError:
+    kind, name = ("file", wanted.file) if wanted.file else ("sha256", wanted.sha256)
+    return CustodyError(
+        "not_found",
+        f"Input {number}: you hold no {kind} {name}. Upload it first, or correct the reference.",
+        field=f"inputs.{number}.{kind}",
+    )

@@ -1,0 +1,279 @@
+"""Jobs: submission, what a user sees of them, and the two statements that write `jobs.state`: finish and cancel."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from custody.database import Transaction
+from custody.ids import new_id
+from custody.wire import (
+    Detection,
+    File,
+    InputError,
+    InputResult,
+    Job,
+    JobState,
+    ModelReference,
+    Parameters,
+    Priority,
+    Progress,
+    Timings,
+)
+
+INLINE_RESULTS = 100
+"""A job of up to so many inputs carries its results."""
+
+COUNT_AGAIN_SECONDS = 1.0
+"""An open job's progress is counted at most this often, however many watch it."""
+
+COUNTED = """
+    count(*) FILTER (WHERE t.state = 'succeeded')::int AS done,
+    count(*) FILTER (WHERE t.state = 'failed')::int AS failed,
+    count(*) FILTER (WHERE t.attempt > t.spared)::int AS begun
+"""
+
+
+@dataclass(frozen=True)
+class _Count:
+    done: int
+    failed: int
+    begun: int
+    at: float
+
+
+class Jobs:
+    def __init__(self) -> None:
+        self._counts: dict[UUID, _Count] = {}
+
+    async def submit(
+        self,
+        transaction: Transaction,
+        tenant: UUID,
+        *,
+        model: str,
+        files: Sequence[File],
+        parameters: Parameters,
+        priority: Priority,
+        metadata: Mapping[str, Any],
+    ) -> UUID:
+        """The job and its tasks, one for each file. The caller holds the files' bytes in this transaction."""
+        job_id = new_id()
+        await transaction.execute(
+            """
+            INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, metadata, total)
+            VALUES (%s, %s, %s, %s, %s, %s, %s)
+            """,
+            [job_id, tenant, model, Jsonb(parameters.model_dump()), priority.value, Jsonb(dict(metadata)), len(files)],
+        )
+        await transaction.execute(
+            """
+            INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input,
+                file_id, filename, sha256, size, media_type, width, height, orientation)
+            SELECT f.task_id, %(tenant)s, %(job)s, %(pool)s, %(class)s, f.number - 1,
+                f.file_id, f.filename, f.sha256, f.size, f.media_type, f.width, f.height, f.orientation
+            FROM unnest(
+                %(tasks)s::uuid[], %(ids)s::uuid[], %(names)s::text[], %(sha256s)s::bytea[], %(sizes)s::bigint[],
+                %(types)s::text[], %(widths)s::int[], %(heights)s::int[], %(orientations)s::smallint[]
+            ) WITH ORDINALITY
+                AS f (task_id, file_id, filename, sha256, size, media_type, width, height, orientation, number)
+            """,
+            {
+                "tenant": tenant,
+                "job": job_id,
+                "pool": model,
+                "class": priority.value,
+                "tasks": [new_id() for _ in files],
+                "ids": [file.id for file in files],
+                "names": [file.filename for file in files],
+                "sha256s": [bytes.fromhex(file.sha256) for file in files],
+                "sizes": [file.size for file in files],
+                "types": [file.media_type for file in files],
+                "widths": [file.width for file in files],
+                "heights": [file.height for file in files],
+                "orientations": [file.orientation for file in files],
+            },
+        )
+        return job_id
+
+    async def get(self, transaction: Transaction, job_id: UUID) -> Job | None:
+        found = await transaction.execute("SELECT * FROM wharf.jobs WHERE id = %s", [job_id])
+        row = await found.fetchone()
+        if row is None:
+            return None
+        results = None
+        if row["total"] <= INLINE_RESULTS:
+            results = await self.results(transaction, job_id, after=None, limit=INLINE_RESULTS)
+        return _job(row, await self._count(transaction, row), results)
+
+    async def ended(self, transaction: Transaction, job_id: UUID) -> bool | None:
+        """None where the tenant has no such job. Cheaper than `get`, for those who wait."""
+        found = await transaction.execute("SELECT state FROM wharf.jobs WHERE id = %s", [job_id])
+        row = await found.fetchone()
+        return None if row is None else row["state"] != "open"
+
+    async def page(
+        self,
+        transaction: Transaction,
+        *,
+        before: UUID | None,
+        limit: int,
+        state: JobState | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[Job]:
+        """Newest first, without results; `before`: the last id of the page before; `metadata`: pairs it contains."""
+        found = await transaction.execute(
+            """
+            SELECT j.* FROM wharf.jobs j
+            WHERE (%(before)s::uuid IS NULL OR j.id < %(before)s)
+              AND (%(state)s::text IS NULL OR j.state = %(state)s)
+              AND (%(begun)s::boolean IS NULL OR %(begun)s = EXISTS (
+                    SELECT FROM wharf.tasks t WHERE t.job_id = j.id AND t.attempt > t.spared))
+              AND (%(model)s::text IS NULL OR j.model = %(model)s)
+              AND (%(metadata)s::jsonb IS NULL OR j.metadata @> %(metadata)s)
+            ORDER BY j.id DESC LIMIT %(limit)s
+            """,
+            {
+                "before": before,
+                "state": None if state is None else state.value if state.ended else "open",
+                "begun": None if state is None or state.ended else state is JobState.RUNNING,
+                "model": model,
+                "metadata": None if metadata is None else Jsonb(dict(metadata)),
+                "limit": limit,
+            },
+        )
+        return [_job(row, await self._count(transaction, row), None) for row in await found.fetchall()]
+
+    async def results(
+        self, transaction: Transaction, job_id: UUID, *, after: int | None, limit: int
+    ) -> list[InputResult]:
+        """In the order of the inputs; `after`: the last input of the page before."""
+        found = await transaction.execute(
+            """
+            SELECT t.input, t.state, t.file_id, t.filename, t.sha256, t.width, t.height,
+                   t.attempt - t.spared AS attempts, t.error_code, t.error_detail, j.parameters,
+                   r.model, r.model_version, r.model_digest, r.detections, r.timings
+            FROM wharf.tasks t
+            JOIN wharf.jobs j ON j.id = t.job_id
+            LEFT JOIN wharf.results r ON r.task_id = t.id
+            WHERE t.job_id = %s AND t.input > %s ORDER BY t.input LIMIT %s
+            """,
+            [job_id, -1 if after is None else after, limit],
+        )
+        return [_result(row) for row in await found.fetchall()]
+
+    async def cancel(self, transaction: Transaction, job_id: UUID) -> bool:
+        """True where this call ended the job. Its tasks follow in a transaction of their own: see `freeze`."""
+        changed = await transaction.execute(
+            "UPDATE wharf.jobs SET state = 'cancelled', finished_at = now() WHERE id = %s AND state = 'open'", [job_id]
+        )
+        return changed.rowcount == 1
+
+    async def finish(self, transaction: Transaction, job_id: UUID) -> bool:
+        """Ends the job if none of its tasks is open. Call it after the commit of a task's end: inside, the last two
+        tasks would each see the other one open. True where this call ended it."""
+        changed = await transaction.execute(
+            """
+            UPDATE wharf.jobs j
+            SET (state, done, failed, finished_at) = (
+                SELECT CASE WHEN count(*) FILTER (WHERE t.state = 'succeeded') = j.total
+                            THEN 'succeeded' ELSE 'failed' END,
+                       count(*) FILTER (WHERE t.state = 'succeeded'),
+                       count(*) FILTER (WHERE t.state = 'failed'), now()
+                FROM wharf.tasks t WHERE t.job_id = j.id)
+            WHERE j.id = %s AND j.state = 'open' AND NOT EXISTS (
+                SELECT FROM wharf.tasks t WHERE t.job_id = j.id AND t.state IN ('queued', 'running'))
+            """,
+            [job_id],
+        )
+        return changed.rowcount == 1
+
+    async def freeze(self, transaction: Transaction, job_id: UUID) -> None:
+        """Writes down the last count of a job that was cancelled, once its tasks have followed."""
+        await transaction.execute(
+            f"""
+            UPDATE wharf.jobs j SET (done, failed) = (
+                SELECT done, failed FROM (SELECT {COUNTED} FROM wharf.tasks t WHERE t.job_id = j.id) counted)
+            WHERE j.id = %s AND j.state <> 'open' AND j.done IS NULL
+            """,
+            [job_id],
+        )
+
+    async def unfinished(self, transaction: Transaction, *, limit: int = 500) -> list[UUID]:
+        """Open jobs without an open task: somebody died between a task's end and the finish."""
+        found = await transaction.execute(
+            """
+            SELECT j.id FROM wharf.jobs j WHERE j.state = 'open' AND NOT EXISTS (
+                SELECT FROM wharf.tasks t WHERE t.job_id = j.id AND t.state IN ('queued', 'running'))
+            ORDER BY j.id LIMIT %s
+            """,
+            [limit],
+        )
+        return [row["id"] for row in await found.fetchall()]
+
+    async def unfrozen(self, transaction: Transaction, *, limit: int = 500) -> list[UUID]:
+        """Cancelled jobs whose tasks have not followed yet."""
+        found = await transaction.execute(
+            "SELECT id FROM wharf.jobs WHERE state <> 'open' AND done IS NULL ORDER BY id LIMIT %s", [limit]
+        )
+        return [row["id"] for row in await found.fetchall()]
+
+    async def _count(self, transaction: Transaction, job: DictRow) -> _Count:
+        if job["done"] is not None:
+            return _Count(job["done"], job["failed"], job["total"], 0)
+        now = time.monotonic()
+        known = self._counts.get(job["id"])
+        if known is not None and now - known.at < COUNT_AGAIN_SECONDS:
+            return known
+        found = await transaction.execute(f"SELECT {COUNTED} FROM wharf.tasks t WHERE t.job_id = %s", [job["id"]])
+        row = await found.fetchone()
+        assert row is not None
+        self._counts = {job: count for job, count in self._counts.items() if now - count.at < COUNT_AGAIN_SECONDS}
+        self._counts[job["id"]] = _Count(**row, at=now)
+        return self._counts[job["id"]]
+
+
+def _job(row: DictRow, count: _Count, results: list[InputResult] | None) -> Job:
+    open_state = JobState.RUNNING if count.begun else JobState.QUEUED
+    return Job(
+        id=row["id"],
+        state=open_state if row["state"] == "open" else JobState(row["state"]),
+        model=row["model"],
+        parameters=Parameters(**row["parameters"]),
+        priority=Priority(row["priority"]),
+        metadata=row["metadata"],
+        progress=Progress(done=count.done, failed=count.failed, total=row["total"]),
+        created_at=row["created_at"],
+        finished_at=row["finished_at"],
+        results=results,
+    )
+
+
+def _result(row: DictRow) -> InputResult:
+    model = timings = detections = error = None
+    if row["model"] is not None:
+        model = ModelReference(name=row["model"], version=row["model_version"], digest=row["model_digest"].hex())
+        detections = [Detection(**detection) for detection in row["detections"]]
+        timings = Timings(**row["timings"])
+    if row["error_code"] is not None:
+        error = InputError(code=row["error_code"], detail=row["error_detail"])
+    return InputResult(
+        input=row["input"],
+        state=row["state"],
+        file_id=row["file_id"],
+        filename=row["filename"],
+        sha256=row["sha256"].hex(),
+        width=row["width"],
+        height=row["height"],
+        attempts=row["attempts"],
+        model=model,
+        parameters=Parameters(**row["parameters"]),
+        detections=detections,
+        timings=timings,
+        error=error,
+    )

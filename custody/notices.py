@@ -1,0 +1,133 @@
+"""What happened, told from process to process: sent after the commit, on a connection of its own.
+
+NOTIFY inside a data transaction makes commits wait in line, so nobody does that here. A notice may be lost; a waiter
+subscribes first, reads then, and reads again every few seconds, so that a lost one costs seconds and no truth.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import psycopg
+import structlog
+
+log = structlog.get_logger()
+
+CHANNEL = "wharf"
+PAUSE_SECONDS = 0.005
+PAYLOAD_BYTES = 7000
+READ_AGAIN_SECONDS = 5.0
+
+
+def job_ended(job_id: UUID) -> str:
+    return f"job:{job_id}"
+
+
+def tasks_queued(pool: str) -> str:
+    return f"pool:{pool}"
+
+
+class Notices:
+    """`url` must reach the server itself: LISTEN does not work through a transaction pooler."""
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._unsent: dict[str, None] = {}
+        self._to_send = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._loops = [
+            asyncio.create_task(self._keep_going(self._listen), name="notices-listen"),
+            asyncio.create_task(self._keep_going(self._send), name="notices-send"),
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+
+    def tell(self, topic: str) -> None:
+        """Returns at once; topics told within 5 ms travel together. Call it after the commit."""
+        self._unsent[topic] = None
+        self._to_send.set()
+
+    @contextmanager
+    def subscribe(self, topic: str) -> Iterator["Subscription"]:
+        event = asyncio.Event()
+        self._waiting[topic].add(event)
+        try:
+            yield Subscription(event)
+        finally:
+            self._waiting[topic].discard(event)
+            if not self._waiting[topic]:
+                del self._waiting[topic]
+
+    async def _keep_going(self, loop: Callable[[psycopg.AsyncConnection], Awaitable[None]]) -> None:
+        pause = 0.1
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(
+                    self._url, autocommit=True, application_name=f"{self._name} notices", connect_timeout=10
+                ) as connection:
+                    pause = 0.1
+                    await loop(connection)
+            except psycopg.OperationalError as error:
+                log.warning("notices_interrupted", error=str(error).strip(), again_in_seconds=pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, READ_AGAIN_SECONDS)
+
+    async def _listen(self, connection: psycopg.AsyncConnection) -> None:
+        await connection.execute(f"LISTEN {CHANNEL}")
+        # Whatever was told while nobody listened is found by reading again.
+        for topic in list(self._waiting):
+            self._wake(topic)
+        async for notice in connection.notifies():
+            for topic in notice.payload.split("\n"):
+                self._wake(topic)
+
+    async def _send(self, connection: psycopg.AsyncConnection) -> None:
+        while True:
+            await self._to_send.wait()
+            self._to_send.clear()
+            while self._unsent:
+                payload = self._next_payload()
+                await connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, payload])
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    def _next_payload(self) -> str:
+        topics: list[str] = []
+        size = 0
+        for topic in list(self._unsent):
+            size += len(topic) + 1
+            if size > PAYLOAD_BYTES:
+                break
+            del self._unsent[topic]
+            topics.append(topic)
+        return "\n".join(topics)
+
+    def _wake(self, topic: str) -> None:
+        for event in self._waiting.get(topic, ()):
+            event.set()
+
+
+class Subscription:
+    """One waiter. Read first, then `wait`, then read again."""
+
+    def __init__(self, event: asyncio.Event) -> None:
+        self._event = event
+
+    async def wait(self, timeout_seconds: float = READ_AGAIN_SECONDS) -> None:
+        """Returns when the topic was told since the last call, or at the timeout: read again either way."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), min(timeout_seconds, READ_AGAIN_SECONDS))
+        self._event.clear()

@@ -1,0 +1,73 @@
+"""Settings: read from the environment once, at the start, into one frozen object a process."""
+
+import socket
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from custody.errors import StartError
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class ProcessSettings(BaseSettings):
+    """What every process that serves needs. Each setting's variable is WHARF_ and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
+
+    database_url: SecretStr = Field(
+        description="PostgreSQL, under this process's own role",
+        examples=["postgresql://wharf_api:SECRET@postgres:5432/wharf"],
+    )
+    direct_database_url: SecretStr | None = Field(
+        default=None,
+        description="The same server without a transaction pooler in between; for LISTEN. WHARF_DATABASE_URL if unset",
+    )
+    volume: Path = Field(description="Mount of the shared volume", examples=["/srv/wharf"])
+    instance: str = Field(
+        default_factory=socket.gethostname,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        description="Name of this process, kept over restarts and shared with no living one. The host's name if unset",
+    )
+    log_format: Literal["json", "text"] = Field(default="json", description="`json` for machines, `text` for people")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
+
+    @property
+    def listen_url(self) -> str:
+        return (self.direct_database_url or self.database_url).get_secret_value()
+
+
+def load(settings: type[S], **given: Any) -> S:
+    """The settings of a process; `given` overrides the environment. Raises `StartError`, which names each variable at
+    fault with an example, and no value: it may be a secret."""
+    try:
+        return settings(**given)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors(include_url=False, include_input=False):
+            name = str(fault["loc"][0])
+            field = settings.model_fields.get(name)
+            examples = (field.examples if field else None) or [field.default if field else None]
+            missing = "is not set" if fault["type"] == "missing" else fault["msg"]
+            lines.append(f"WHARF_{name.upper()} {missing}; for example WHARF_{name.upper()}={examples[0]}")
+        raise StartError("\n".join(lines)) from None
+
+
+def table(*classes: type[BaseSettings]) -> str:
+    """The settings as a Markdown table; the README's is generated with it."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for settings in classes:
+        for name, field in settings.model_fields.items():
+            default = "required" if field.is_required() else _shown(field.default)
+            rows.setdefault((f"`WHARF_{name.upper()}`", f"{default} | {field.description}"), []).append(
+                settings.__name__.removesuffix("Settings").lower()
+            )
+    lines = [f"| {name} | {', '.join(processes)} | {rest} |" for (name, rest), processes in rows.items()]
+    return "\n".join(["| variable | process | default | meaning |", "|---|---|---|---|", *lines])
+
+
+def _shown(default: Any) -> str:
+    return "" if default is None or default is PydanticUndefined else f"`{default}`"

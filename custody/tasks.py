@@ -1,0 +1,235 @@
+"""Tasks: claim, lease and end. A task is one input of a job, and its row is the queue's only truth.
+
+Delivery is at least once; the end is a conditional UPDATE fenced by the attempt, so the result is stored once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from custody.database import Transaction
+from custody.volume import blob_path
+from custody.wire import Detection, ModelReference, Parameters, Timings
+
+CLAIMED = """
+    t.id, t.job_id, t.attempt, t.attempt - t.spared AS spent, t.sha256, t.media_type, t.orientation, j.parameters,
+    extract(epoch FROM t.claimed_at - t.created_at)::float8 * 1000 AS queue_ms, t.tenant_id
+"""
+JOB_IS_OPEN = "EXISTS (SELECT FROM wharf.jobs j WHERE j.id = t.job_id AND j.state = 'open')"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to end one task, until its lease runs out or somebody takes it over.
+
+    `attempt` fences; `spent` attempts count against the limit; `path` is relative to the volume; `queue_ms` is the
+    time from submission to this claim."""
+
+    task_id: UUID
+    job_id: UUID
+    tenant_id: UUID
+    attempt: int
+    spent: int
+    sha256: bytes
+    path: str
+    media_type: str
+    orientation: int
+    parameters: Parameters
+    queue_ms: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a reconcile or retry made of a task: `queued` again or `failed` for good."""
+
+    job_id: UUID
+    pool: str
+    state: str
+
+
+class Tasks:
+    """`lease_seconds`: how long a silent worker keeps its tasks; `max_attempts`: tries before a task fails."""
+
+    def __init__(self, *, lease_seconds: float = 30.0, max_attempts: int = 3) -> None:
+        self.lease_seconds = lease_seconds
+        self._max_attempts = max_attempts
+
+    async def claim_next(self, transaction: Transaction, *, pool: str, worker: str, limit: int) -> list[Claim]:
+        """Up to `limit` queued tasks of the pool: interactive ones first, then the oldest. Never waits for a lock."""
+        found = await transaction.execute(
+            f"""
+            WITH next AS MATERIALIZED (
+                SELECT t.id FROM wharf.tasks t
+                WHERE t.pool = %(pool)s AND t.state = 'queued' AND t.not_before <= now() AND {JOB_IS_OPEN}
+                ORDER BY t.class DESC, t.id
+                LIMIT %(limit)s
+                FOR UPDATE OF t SKIP LOCKED
+            )
+            UPDATE wharf.tasks t
+            SET state = 'running', attempt = t.attempt + 1, worker = %(worker)s, claimed_at = now(),
+                lease_until = now() + make_interval(secs => %(lease)s)
+            FROM next, wharf.jobs j
+            WHERE t.id = next.id AND j.id = t.job_id
+            RETURNING {CLAIMED}
+            """,
+            {"pool": pool, "worker": worker, "limit": limit, "lease": self.lease_seconds},
+        )
+        return sorted((_claim(row) for row in await found.fetchall()), key=lambda claim: claim.task_id)
+
+    async def extend(self, transaction: Transaction, claims: Sequence[Claim]) -> set[UUID]:
+        """Renews the leases; gives the tasks still held. The others were cancelled or taken over: let go of them."""
+        found = await transaction.execute(
+            f"""
+            UPDATE wharf.tasks t SET lease_until = now() + make_interval(secs => %(lease)s)
+            FROM unnest(%(tasks)s::uuid[], %(attempts)s::int[]) AS held (id, attempt)
+            WHERE t.id = held.id AND t.attempt = held.attempt AND t.state = 'running' AND {JOB_IS_OPEN}
+            RETURNING t.id
+            """,
+            {
+                "lease": self.lease_seconds,
+                "tasks": [claim.task_id for claim in claims],
+                "attempts": [claim.attempt for claim in claims],
+            },
+        )
+        return {row["id"] for row in await found.fetchall()}
+
+    async def succeed(
+        self,
+        transaction: Transaction,
+        claim: Claim,
+        *,
+        model: ModelReference,
+        detections: Sequence[Detection],
+        timings: Timings,
+    ) -> bool:
+        """Ends the task with its result. False: somebody else ended or took it, and nothing was changed."""
+        ended = await transaction.execute(
+            f"""
+            WITH ended AS (
+                UPDATE wharf.tasks t
+                SET state = 'succeeded', lease_until = NULL, ended_at = now(), error_code = NULL, error_detail = NULL
+                WHERE t.id = %(task)s AND t.attempt = %(attempt)s AND t.state = 'running' AND {JOB_IS_OPEN}
+                RETURNING t.id, t.tenant_id, t.attempt
+            )
+            INSERT INTO wharf.results
+                (task_id, tenant_id, attempt, model, model_version, model_digest, detections, timings)
+            SELECT id, tenant_id, attempt, %(model)s, %(version)s, %(digest)s, %(detections)s, %(timings)s FROM ended
+            """,
+            {
+                "task": claim.task_id,
+                "attempt": claim.attempt,
+                "model": model.name,
+                "version": model.version,
+                "digest": bytes.fromhex(model.digest),
+                "detections": Jsonb([detection.model_dump() for detection in detections]),
+                "timings": Jsonb(timings.model_dump()),
+            },
+        )
+        return ended.rowcount == 1
+
+    async def fail(self, transaction: Transaction, claim: Claim, *, code: str, detail: str) -> bool:
+        """Ends the task for good with a code of `custody.errors`. False as in `succeed`."""
+        ended = await transaction.execute(
+            f"""
+            UPDATE wharf.tasks t
+            SET state = 'failed', lease_until = NULL, ended_at = now(), error_code = %(code)s, error_detail = %(detail)s
+            WHERE t.id = %(task)s AND t.attempt = %(attempt)s AND t.state = 'running' AND {JOB_IS_OPEN}
+            """,
+            {"task": claim.task_id, "attempt": claim.attempt, "code": code, "detail": detail},
+        )
+        return ended.rowcount == 1
+
+    async def retry(
+        self, transaction: Transaction, claim: Claim, *, code: str, detail: str, after_seconds: float
+    ) -> Ended | None:
+        """Queues the task again for later, or fails it where its attempts are spent. None: no longer ours to say."""
+        changed = await transaction.execute(
+            f"""
+            UPDATE wharf.tasks t
+            SET state = CASE WHEN {self._spent} THEN 'failed' ELSE 'queued' END,
+                ended_at = CASE WHEN {self._spent} THEN now() END,
+                not_before = now() + make_interval(secs => %(after)s),
+                lease_until = NULL, error_code = %(code)s, error_detail = %(detail)s
+            WHERE t.id = %(task)s AND t.attempt = %(attempt)s AND t.state = 'running' AND {JOB_IS_OPEN}
+            RETURNING t.job_id, t.pool, t.state
+            """,
+            {"task": claim.task_id, "attempt": claim.attempt, "after": after_seconds, "code": code, "detail": detail},
+        )
+        row = await changed.fetchone()
+        return None if row is None else Ended(**row)
+
+    async def give_back(self, transaction: Transaction, claims: Sequence[Claim]) -> None:
+        """Queues tasks that were claimed and never begun; the attempt does not count."""
+        await transaction.execute(
+            """
+            UPDATE wharf.tasks t SET state = 'queued', lease_until = NULL, spared = t.spared + 1
+            FROM unnest(%s::uuid[], %s::int[]) AS held (id, attempt)
+            WHERE t.id = held.id AND t.attempt = held.attempt AND t.state = 'running'
+            """,
+            [[claim.task_id for claim in claims], [claim.attempt for claim in claims]],
+        )
+
+    async def give_back_former(self, transaction: Transaction, worker: str) -> list[Ended]:
+        """What a former process of this worker's name still held. It may have died of one of them: attempts count."""
+        return await self._release(transaction, "t.worker = %(worker)s", {"worker": worker})
+
+    async def requeue_expired(self, transaction: Transaction, *, limit: int = 500) -> list[Ended]:
+        """Tasks whose worker went silent: queued again, or failed where their attempts are spent."""
+        return await self._release(transaction, "t.lease_until < now()", {"limit": limit})
+
+    async def cancel_open(self, transaction: Transaction, job_id: UUID) -> int:
+        """The tasks of a cancelled job follow it, in id order so that two cancels never wait in a circle."""
+        cancelled = await transaction.execute(
+            """
+            WITH open AS MATERIALIZED (
+                SELECT id FROM wharf.tasks
+                WHERE job_id = %s AND state IN ('queued', 'running') ORDER BY id FOR UPDATE
+            )
+            UPDATE wharf.tasks t SET state = 'cancelled', lease_until = NULL, ended_at = now()
+            FROM open WHERE t.id = open.id
+            """,
+            [job_id],
+        )
+        return cancelled.rowcount
+
+    async def _release(self, transaction: Transaction, condition: str, values: dict[str, object]) -> list[Ended]:
+        changed = await transaction.execute(
+            f"""
+            WITH silent AS MATERIALIZED (
+                SELECT t.id FROM wharf.tasks t WHERE t.state = 'running' AND {condition}
+                ORDER BY t.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+            )
+            UPDATE wharf.tasks t
+            SET state = CASE WHEN {self._spent} THEN 'failed' ELSE 'queued' END,
+                ended_at = CASE WHEN {self._spent} THEN now() END,
+                not_before = now(), lease_until = NULL, error_code = 'worker_lost',
+                error_detail = 'Worker ' || t.worker || ' went silent in attempt ' || t.attempt || '.'
+            FROM silent WHERE t.id = silent.id
+            RETURNING t.job_id, t.pool, t.state
+            """,
+            {"limit": None, **values},
+        )
+        return [Ended(**row) for row in await changed.fetchall()]
+
+    @property
+    def _spent(self) -> str:
+        return f"t.attempt - t.spared >= {self._max_attempts:d}"
+
+
+def _claim(row: DictRow) -> Claim:
+    return Claim(
+        task_id=row["id"],
+        job_id=row["job_id"],
+        tenant_id=row["tenant_id"],
+        attempt=row["attempt"],
+        spent=row["spent"],
+        sha256=row["sha256"],
+        path=blob_path(row["sha256"]),
+        media_type=row["media_type"],
+        orientation=row["orientation"],
+        parameters=Parameters(**row["parameters"]),
+        queue_ms=row["queue_ms"],
+    )

@@ -1,0 +1,108 @@
+"""Tenants, their API keys, and the question who is asking."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from uuid import UUID
+
+import psycopg
+
+from custody.database import Transaction
+from custody.errors import CustodyError
+from custody.ids import new_id
+from custody.wire import Key, NewKey, Role
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who sent a request."""
+
+    key_id: UUID
+    role: Role
+    tenant_id: UUID
+    tenant: str
+
+
+async def authenticate(transaction: Transaction, secret: str) -> Principal | None:
+    found = await transaction.execute("SELECT * FROM wharf.authenticate(%s)", [_fingerprint(secret)])
+    row = await found.fetchone()
+    if row is None:
+        return None
+    return Principal(row["key_id"], Role(row["role"]), row["tenant_id"], row["tenant"])
+
+
+async def create_key(transaction: Transaction, owner: Principal, name: str, role: Role, tenant: str | None) -> NewKey:
+    """A key for the owner's tenant, or for `tenant`, which is made where it is missing.
+
+    Raises `CustodyError("forbidden")` where another tenant is named and the owner's is not the operator's."""
+    tenant_id, tenant_name = owner.tenant_id, owner.tenant
+    if tenant is not None and tenant != owner.tenant:
+        tenant_id, tenant_name = await _open_tenant(transaction, tenant), tenant
+    return await _add_key(transaction, tenant_id, tenant_name, name, role)
+
+
+async def list_keys(transaction: Transaction, owner: Principal) -> list[Key]:
+    found = await transaction.execute(
+        "SELECT id, name, role, created_at, revoked_at FROM wharf.api_keys WHERE tenant_id = %s ORDER BY id",
+        [owner.tenant_id],
+    )
+    return [Key(tenant=owner.tenant, **row) for row in await found.fetchall()]
+
+
+async def revoke_key(transaction: Transaction, owner: Principal, key_id: UUID) -> bool:
+    """True where the key is revoked now, also if it was before."""
+    changed = await transaction.execute(
+        "UPDATE wharf.api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = %s AND tenant_id = %s",
+        [key_id, owner.tenant_id],
+    )
+    return changed.rowcount == 1
+
+
+async def first_key(transaction: Transaction, tenant: str) -> NewKey:
+    """An admin's key of the operator's tenant, for whoever holds the owner's role: the way in."""
+    found = await transaction.execute(
+        """
+        INSERT INTO wharf.tenants AS t (id, name, operator) VALUES (%s, %s, true)
+        ON CONFLICT (name) DO UPDATE SET operator = true RETURNING t.id
+        """,
+        [new_id(), tenant],
+    )
+    row = await found.fetchone()
+    assert row is not None
+    return await _add_key(transaction, row["id"], tenant, "first key", Role.ADMIN)
+
+
+async def _open_tenant(transaction: Transaction, name: str) -> UUID:
+    try:
+        found = await transaction.execute("SELECT wharf.open_tenant(%s, %s) AS id", [name, new_id()])
+    except psycopg.errors.InsufficientPrivilege:
+        raise CustodyError(
+            "forbidden", "Only the operator's tenant makes keys for another one. Leave `tenant` out.", field="tenant"
+        ) from None
+    row = await found.fetchone()
+    assert row is not None
+    tenant_id: UUID = row["id"]
+    await transaction.execute("SELECT set_config('wharf.tenant', %s, true)", [str(tenant_id)])
+    return tenant_id
+
+
+async def _add_key(transaction: Transaction, tenant_id: UUID, tenant: str, name: str, role: Role) -> NewKey:
+    secret = f"wharf_{secrets.token_urlsafe(32)}"
+    key_id = new_id()
+    found = await transaction.execute(
+        """
+        INSERT INTO wharf.api_keys (id, tenant_id, name, role, secret_sha256) VALUES (%s, %s, %s, %s, %s)
+        RETURNING created_at
+        """,
+        [key_id, tenant_id, name, role.value, _fingerprint(secret)],
+    )
+    row = await found.fetchone()
+    assert row is not None
+    return NewKey(
+        id=key_id, tenant=tenant, name=name, role=role, created_at=row["created_at"], revoked_at=None, secret=secret
+    )
+
+
+def _fingerprint(secret: str) -> bytes:
+    # 256 random bits need no salt and no slow hash.
+    return hashlib.sha256(secret.encode()).digest()

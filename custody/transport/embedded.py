@@ -1,0 +1,38 @@
+"""The transport of one machine or a small fleet: workers claim from the task rows themselves, woken by notices."""
+
+from collections.abc import Sequence
+
+from custody.database import Database
+from custody.notices import Notices, tasks_queued
+from custody.tasks import Claim, Tasks
+from custody.transport import Delivery
+
+
+class EmbeddedTransport:
+    def __init__(self, database: Database, tasks: Tasks, notices: Notices, *, pool: str, worker: str) -> None:
+        self._database = database
+        self._tasks = tasks
+        self._notices = notices
+        self._pool = pool
+        self._worker = worker
+
+    async def receive(self, limit: int, wait_seconds: float) -> Sequence[Delivery]:
+        # Retries come due without a notice: the second look finds them too.
+        with self._notices.subscribe(tasks_queued(self._pool)) as subscription:
+            claims = await self._claim(limit)
+            if not claims:
+                await subscription.wait(wait_seconds)
+                claims = await self._claim(limit)
+        return [Delivery(claim) for claim in claims]
+
+    async def _claim(self, limit: int) -> Sequence[Claim]:
+        async with self._database.transaction() as transaction:
+            return await self._tasks.claim_next(transaction, pool=self._pool, worker=self._worker, limit=limit)
+
+    async def settle(self, delivery: Delivery) -> None:
+        """The task row is the queue: its end was the acknowledgement."""
+
+    async def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        async with self._database.transaction() as transaction:
+            await self._tasks.give_back(transaction, [delivery.claim for delivery in deliveries])
+        self._notices.tell(tasks_queued(self._pool))

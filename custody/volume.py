@@ -1,0 +1,246 @@
+"""The shared volume: where bytes lie, and how they get there so that a promise survives a crash.
+
+    blobs/sha256/ab/c/<64 hex>    immutable, read-only
+    staging/<instance>.<id>       uploads in progress
+    models/<name>/<version>/      immutable once registered
+    volume-id                     the same random id as in the database
+
+Every process has its own mount root, so the references that leave this module are relative. The volume may be NFS or
+CephFS: no O_TMPFILE, no file locks, no mmap.
+"""
+
+import asyncio
+import errno
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+from custody.errors import CustodyError, StartError
+from custody.ids import new_id
+
+T = TypeVar("T")
+
+CHUNK = 1024 * 1024
+"""Bytes gathered before they are hashed and written: two of these are all the memory that an upload holds."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Bytes that are on the volume's disk, hashed, and not yet in the tree."""
+
+    path: Path
+    sha256: bytes
+    size: int
+
+
+class Volume:
+    """`root`: the mount; `instance`: a name that no other living process of this volume has."""
+
+    def __init__(self, root: Path, *, instance: str, threads: int = 16) -> None:
+        self._root = root
+        self._staging = root / "staging"
+        self._instance = instance
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="volume")
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    def prepare(self, volume_id: UUID) -> None:
+        """Makes the folders once and makes them durable; what is there already stays. `wharf migrate` calls it."""
+        tree = self._root / "blobs" / "sha256"
+        for folder in (self._root, self._staging, self._root / "models", tree):
+            folder.mkdir(parents=True, exist_ok=True)
+        for first in map("".join, product("0123456789abcdef", repeat=2)):
+            for second in "0123456789abcdef":
+                (tree / first / second).mkdir(parents=True, exist_ok=True)
+            _sync_folder(tree / first)
+        mark = self._root / "volume-id"
+        if not mark.exists():
+            mark.write_text(f"{volume_id}\n")
+            descriptor = os.open(mark, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        for folder in (tree, self._root / "blobs", self._root):
+            _sync_folder(folder)
+
+    def is_prepared(self) -> bool:
+        return (self._root / "volume-id").exists()
+
+    def identity(self) -> UUID:
+        """Raises `StartError` where the folder is no prepared volume."""
+        try:
+            return UUID((self._root / "volume-id").read_text().strip())
+        except FileNotFoundError:
+            raise StartError(
+                f"WHARF_VOLUME: {self._root} is not a prepared volume (it has no file volume-id). "
+                "Check the mount; for a new volume run `wharf migrate` first."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise StartError(f"WHARF_VOLUME: {self._root / 'volume-id'} cannot be read: {error}") from error
+
+    def discard_former(self) -> int:
+        """Removes what a former process of this instance's name left in `staging/`; gives the number of files."""
+        left = list(self._staging.glob(f"{self._instance}.*"))
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+    async def check_writable(self) -> None:
+        """Raises `CustodyError` where the volume takes no file now."""
+        probe = self._staging / f"{self._instance}.probe-{new_id()}"
+
+        def write_and_remove() -> None:
+            probe.write_bytes(b"wharfinger")
+            probe.unlink()
+
+        await self.run(write_and_remove)
+
+    @asynccontextmanager
+    async def stage(self, max_bytes: int) -> AsyncIterator["Staging"]:
+        """A new file under `staging/`, removed at the end unless `keep` has moved it into the tree."""
+        staging = Staging(self, self._staging / f"{self._instance}.{new_id()}", max_bytes)
+        try:
+            yield staging
+        finally:
+            await staging.discard()
+
+    async def keep(self, staged: Staged) -> None:
+        """Moves staged bytes into the tree, durably. Call it with the blob's row locked and not `present`."""
+        await self.run(lambda: _place(staged, self._blob(staged.sha256)))
+
+    async def drop(self, staged: Staged) -> None:
+        """Removes staged bytes that the tree has already. Syncs the folder all the same, so that no clock tells
+        whether the bytes were known."""
+
+        def unlink() -> None:
+            staged.path.unlink(missing_ok=True)
+            _sync_folder(self._blob(staged.sha256).parent)
+
+        await self.run(unlink)
+
+    async def open(self, sha256: bytes) -> int:
+        """A descriptor of the bytes, opened for reading; the caller closes it."""
+        return await self.run(lambda: os.open(self._blob(sha256), os.O_RDONLY | os.O_CLOEXEC))
+
+    async def read(self, descriptor: int, offset: int, size: int) -> bytes:
+        return await self.run(lambda: os.pread(descriptor, size, offset))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Runs blocking work on the volume in a thread of its pool, errors of the disk told as `CustodyError`."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except OSError as error:
+            raise _disk_error(error) from error
+
+    def _blob(self, sha256: bytes) -> Path:
+        return self._root / blob_path(sha256)
+
+
+class Staging:
+    """One upload in progress: hashed while it is written, one chunk ahead of the disk."""
+
+    def __init__(self, volume: Volume, path: Path, max_bytes: int) -> None:
+        self._volume = volume
+        self._path = path
+        self._max_bytes = max_bytes
+        self._hash = hashlib.sha256()
+        self._buffer = bytearray()
+        self._size = 0
+        self._descriptor: int | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    async def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Raises `CustodyError("file_too_large")` at the first byte over the limit."""
+        self._size += len(chunk)
+        if self._size > self._max_bytes:
+            raise CustodyError("file_too_large", f"A file may have {self._max_bytes} bytes at most.")
+        self._buffer += chunk
+        if len(self._buffer) >= CHUNK:
+            await self._written()
+            full, self._buffer = self._buffer, bytearray()
+            self._writing = asyncio.create_task(self._volume.run(lambda: self._append(full)))
+
+    async def seal(self) -> Staged:
+        """The bytes are on the disk when this returns."""
+        await self._written()
+        await self._volume.run(self._finish)
+        return Staged(self._path, self._hash.digest(), self._size)
+
+    async def discard(self) -> None:
+        with suppress(CustodyError):
+            await self._written()
+        with suppress(CustodyError):
+            await self._volume.run(self._remove)
+
+    async def _written(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            await writing
+
+    def _append(self, data: bytearray) -> None:
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._hash.update(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    def _finish(self) -> None:
+        self._append(self._buffer)
+        assert self._descriptor is not None
+        os.fchmod(self._descriptor, 0o444)
+        os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
+        self._close()
+
+    def _remove(self) -> None:
+        self._close()
+        self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
+
+
+def blob_path(sha256: bytes) -> str:
+    """Where the bytes lie, relative to the volume's root."""
+    name = sha256.hex()
+    return f"blobs/sha256/{name[:2]}/{name[2]}/{name}"
+
+
+def _place(staged: Staged, target: Path) -> None:
+    try:
+        staged.path.rename(target)
+    except FileNotFoundError:
+        # NFS may retry a rename that has already happened and answer ENOENT.
+        if not target.exists() or target.stat().st_size != staged.size:
+            raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_error(error: OSError) -> CustodyError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CustodyError(
+            "volume_full", "The volume has no room left. Remove files or enlarge it, then try again.", retry_after=60
+        )
+    return CustodyError(
+        "volume_unavailable",
+        f"The volume answered {errno.errorcode.get(error.errno or 0, 'an error')}. Check its mount, then try again.",
+        retry_after=5,
+    )

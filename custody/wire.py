@@ -1,0 +1,251 @@
+"""The public wire types: what the API answers and what the SDK reads. Nothing here imports the service."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, Json
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the bytes, lower-case hex")]
+
+
+class Wire(BaseModel):
+    """A value that crosses the wire. Readers ignore fields they do not know, so that servers may add some."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Box(Wire):
+    """An upright box in pixels of the original picture, EXIF orientation applied; (x1, y1) is the upper left corner."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+class Detection(Wire):
+    class_id: int
+    label: str
+    confidence: float = Field(ge=0, le=1)
+    box: Box
+
+
+class Parameters(Wire):
+    """What a request may tune. `conf`: least confidence kept; `iou`: overlap above which the weaker box goes;
+    `max_detections`: boxes kept for each picture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    conf: float = Field(default=0.25, ge=0, le=1, allow_inf_nan=False)
+    iou: float = Field(default=0.7, ge=0, le=1, allow_inf_nan=False)
+    max_detections: int = Field(default=300, ge=1, le=1000)
+
+
+class Priority(StrEnum):
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class PredictFields(Parameters):
+    """The text fields beside the pictures of POST /v1/predict; `metadata` is a JSON object."""
+
+    model: str | None = None
+    priority: Priority = Priority.INTERACTIVE
+    metadata: Json[dict[str, Any]] = Field(default_factory=dict)
+
+
+class ModelReference(Wire):
+    name: str
+    version: int
+    digest: Sha256
+
+
+class Timings(Wire):
+    """Milliseconds. `queue`: from submission to the claim; `read`: file to memory; `decode`: memory to pixels;
+    `infer`: pixels to boxes, scaling and suppression included."""
+
+    queue: float
+    read: float
+    decode: float
+    infer: float
+
+
+class InputError(Wire):
+    """Why one input has no result; `code` is stable."""
+
+    code: str
+    detail: str
+
+
+class InputResult(Wire):
+    """What became of one input of a job: detections, or an error, or neither yet."""
+
+    input: int = Field(ge=0, description="Position in the job's inputs, from 0")
+    state: str = Field(description="queued | running | succeeded | failed | cancelled")
+    file_id: UUID | None
+    filename: str | None
+    sha256: Sha256
+    width: int = Field(description="Pixels, EXIF orientation applied")
+    height: int = Field(description="Pixels, EXIF orientation applied")
+    attempts: int
+    model: ModelReference | None = None
+    parameters: Parameters
+    detections: list[Detection] | None = None
+    timings: Timings | None = None
+    cached: bool = False
+    error: InputError | None = None
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def ended(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+class Progress(Wire):
+    done: int = Field(description="Inputs that succeeded")
+    failed: int
+    total: int
+
+
+class Job(Wire):
+    id: UUID
+    state: JobState
+    model: str
+    parameters: Parameters
+    priority: Priority
+    metadata: dict[str, Any]
+    progress: Progress
+    created_at: datetime
+    finished_at: datetime | None
+    results: list[InputResult] | None = Field(
+        default=None, description="Inline for jobs of up to 100 inputs; see GET /v1/jobs/{id}/results for all"
+    )
+
+
+class JobPage(Wire):
+    items: list[Job]
+    next_cursor: str | None
+
+
+class ResultPage(Wire):
+    items: list[InputResult]
+    next_cursor: str | None
+
+
+class File(Wire):
+    id: UUID
+    sha256: Sha256
+    size: int = Field(description="Bytes")
+    media_type: str
+    width: int = Field(description="Pixels, EXIF orientation applied")
+    height: int = Field(description="Pixels, EXIF orientation applied")
+    orientation: int = Field(ge=1, le=8, description="EXIF orientation, 1 where the file has none")
+    filename: str | None
+    created_at: datetime
+    expires_at: datetime | None
+
+
+class FileList(Wire):
+    """The answer to an upload: one item a part, in the order of the parts."""
+
+    items: list[File]
+
+
+class FilePage(Wire):
+    items: list[File]
+    next_cursor: str | None
+
+
+class JobInput(Wire):
+    """One input of a job: exactly one of the two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: UUID | None = None
+    sha256: Sha256 | None = None
+
+
+class JobSubmission(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(default=None, description="A model's name; the service's default where absent")
+    inputs: list[JobInput] = Field(min_length=1)
+    params: Parameters = Parameters()
+    priority: Priority = Priority.INTERACTIVE
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelVersion(Wire):
+    version: int
+    digest: Sha256
+    task: str
+    classes: list[str]
+    input_width: int
+    input_height: int
+    state: str = Field(description="active | retired")
+    created_at: datetime
+
+
+class Model(Wire):
+    name: str
+    versions: list[ModelVersion] = Field(description="Newest first")
+    ready_workers: int = Field(description="Living workers that serve it now")
+
+
+class ModelList(Wire):
+    items: list[Model]
+
+
+class Role(StrEnum):
+    READER = "reader"
+    WRITER = "writer"
+    ADMIN = "admin"
+
+
+class Key(Wire):
+    id: UUID
+    tenant: str
+    name: str
+    role: Role
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class NewKey(Key):
+    secret: str = Field(description="Shown once; the service keeps its SHA-256 only")
+
+
+class KeyList(Wire):
+    items: list[Key]
+
+
+class KeyRequest(Wire):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100)
+    role: Role
+    tenant: str | None = Field(
+        default=None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Another tenant: the operator's admins only"
+    )
+
+
+class Problem(Wire):
+    """RFC 9457 problem details. `code` is stable; `detail` says what happened and what to do next."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    field: str | None = None

@@ -1,0 +1,148 @@
+"""One slot seen from its parent: a child process that answers one picture at a time, until it ends or is killed."""
+
+import asyncio
+import signal
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Self, cast
+
+import structlog
+
+from custody.errors import StartError
+from inference_worker.engines import ModelDescription
+from inference_worker.lines import MAX_LINE_BYTES, Ready, Refused, read_answer, write_work
+from inference_worker.outcomes import Outcome, Retry, Work
+
+log = structlog.get_logger()
+
+LAST_LINES = 20
+"""Of a child's standard error, kept to explain why it could not start."""
+
+STOP_SECONDS = 5.0
+"""A child that is to end by itself is killed after this."""
+
+
+class Child:
+    """`Child.start` makes one; `model` is what it has loaded."""
+
+    model: ModelDescription
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._requests = cast(asyncio.StreamWriter, process.stdin)
+        self._answers = cast(asyncio.StreamReader, process.stdout)
+        self._given_up = False
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._listening = asyncio.create_task(self._listen(cast(asyncio.StreamReader, process.stderr)))
+
+    @classmethod
+    async def start(cls, command: Sequence[str], limit_seconds: float) -> Self:
+        """Returns once the child is warm. Raises `StartError`, with the engine's reason or the last lines that it
+        printed; the child is gone then, and also where the caller is cancelled."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+        )
+        child = cls(process)
+        try:
+            async with asyncio.timeout(limit_seconds):
+                child.model = await child._ready()
+        except TimeoutError:
+            await child.kill()
+            raise child._start_error(f"was not ready after {limit_seconds:g} s") from None
+        except BaseException:
+            await child.kill()
+            raise
+        log.info("slot_ready", pid=process.pid)
+        return child
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None and not self._given_up
+
+    async def ask(self, work: Work, limit_seconds: float) -> Outcome:
+        """Never raises for what happens to the process; it is no longer `alive` then."""
+        try:
+            async with asyncio.timeout(limit_seconds):
+                line = await self._exchange(write_work(work))
+        except TimeoutError:
+            await self.kill()
+            log.warning("slot_killed", pid=self._process.pid, task=str(work.task), limit_seconds=limit_seconds)
+            return Retry("time_limit_exceeded", f"Working on the picture took longer than {limit_seconds:g} s.")
+        if line:
+            try:
+                answer = read_answer(line)
+            except ValueError as error:
+                log.warning("slot_garbled", pid=self._process.pid, task=str(work.task), reason=str(error))
+            else:
+                if not isinstance(answer, Ready | Refused):
+                    return answer
+        await self.kill(after_seconds=STOP_SECONDS)
+        log.warning("slot_crashed", pid=self._process.pid, task=str(work.task), ending=self._ending())
+        return Retry("worker_crashed", f"The process working on the picture {self._ending()}.")
+
+    async def stop(self) -> None:
+        """Lets it finish its picture for up to `STOP_SECONDS`."""
+        self._requests.close()
+        await self.kill(after_seconds=STOP_SECONDS)
+
+    async def kill(self, after_seconds: float = 0.0) -> None:
+        """Waits for its end for `after_seconds`, then forces it."""
+        self._given_up = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), after_seconds)
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        # A process that hangs in the kernel, on a dead mount, ends when the mount answers: nobody waits for it.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(self._listening, STOP_SECONDS)
+
+    async def _ready(self) -> ModelDescription:
+        line = await self._answers.readline()
+        if not line:
+            await self.kill(after_seconds=STOP_SECONDS)
+            raise self._start_error(self._ending())
+        try:
+            answer = read_answer(line)
+        except ValueError as error:
+            raise self._start_error(f"said something else than ready: {error}") from error
+        match answer:
+            case Ready(model):
+                return model
+            case Refused(reason):
+                raise StartError(reason)
+        raise self._start_error("gave an answer before it was ready")
+
+    async def _exchange(self, request: bytes) -> bytes:
+        """The answer's line; empty where the process has gone."""
+        try:
+            self._requests.write(request)
+            await self._requests.drain()
+            return await self._answers.readline()
+        except (BrokenPipeError, ConnectionResetError):
+            return b""
+
+    async def _listen(self, errors: asyncio.StreamReader) -> None:
+        """Passes on what libraries print, and keeps the last of it."""
+        while line := await errors.readline():
+            text = line.decode(errors="replace").rstrip()
+            self._last_lines.append(text)
+            log.info("slot_printed", pid=self._process.pid, line=text)
+
+    def _start_error(self, what: str) -> StartError:
+        lines = "\n".join(self._last_lines) or "(none)"
+        return StartError(f"The process that was to load the model {what}. Its last lines:\n{lines}")
+
+    def _ending(self) -> str:
+        match self._process.returncode:
+            case None:
+                return "does not end"
+            case status if status < 0:
+                return f"was killed by {signal.Signals(-status).name}"
+            case status:
+                return f"ended with exit status {status}"

@@ -1,0 +1,54 @@
+"""The lines that a slot and its parent exchange: a request down, an answer up. An answer is its kind, a space, JSON."""
+
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from inference_worker.engines import ModelDescription
+from inference_worker.outcomes import Done, Failed, Outcome, Retry, Work
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""Far above a thousand detections with long labels."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The first line of a slot: its model is loaded and warm."""
+
+    model: ModelDescription
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Instead of `Ready`: the engine cannot use the model. The slot ends."""
+
+    reason: str
+
+
+Answer = Ready | Refused | Outcome
+
+_WORK = TypeAdapter(Work)
+_ANSWERS: dict[bytes, TypeAdapter[Answer]] = {
+    kind.__name__.encode(): TypeAdapter(kind) for kind in (Ready, Refused, Done, Failed, Retry)
+}
+
+
+def write_work(work: Work) -> bytes:
+    return _WORK.dump_json(work) + b"\n"
+
+
+def read_work(line: bytes) -> Work:
+    return _WORK.validate_json(line)
+
+
+def write_answer(answer: Answer) -> bytes:
+    kind = type(answer).__name__.encode()
+    return b"%s %s\n" % (kind, _ANSWERS[kind].dump_json(answer))
+
+
+def read_answer(line: bytes) -> Answer:
+    """Raises `ValueError` for a line that is no whole answer."""
+    kind, _, document = line.partition(b" ")
+    if kind not in _ANSWERS:
+        raise ValueError(f"not an answer: {line[:80]!r}")
+    return _ANSWERS[kind].validate_json(document)

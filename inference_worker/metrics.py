@@ -1,0 +1,22 @@
+"""What a worker counts."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from custody.wire import Timings
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class WorkerMetrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.tasks = Counter("wharf_tasks", "Tasks worked on", ["model", "outcome"], registry=self.registry)
+        self.held = Gauge("wharf_tasks_held", "Tasks claimed and not yet ended", registry=self.registry)
+        self.stage_seconds = Histogram(
+            "wharf_task_stage_seconds", "Queue wait, read, decode and inference of one picture", ["model", "stage"],
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+
+    def observe(self, model: str, timings: Timings) -> None:
+        for stage, milliseconds in timings.model_dump().items():
+            self.stage_seconds.labels(model, stage).observe(milliseconds / 1000)

@@ -1,0 +1,49 @@
+"""What a slot is asked to do, and the three ways it ends."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from custody.wire import Detection, Parameters
+
+
+@dataclass(frozen=True)
+class Work:
+    """One picture to look at. `path` is relative to the volume; `orientation` is the EXIF number, 1 to 8."""
+
+    task: UUID
+    path: str
+    media_type: str
+    orientation: int
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
+class Done:
+    """`width` and `height`: the whole picture in pixels, EXIF orientation applied, as the boxes count them.
+    `read_ms`, `decode_ms`, `infer_ms`: the timings of `custody.wire.Timings`."""
+
+    detections: list[Detection]
+    width: int
+    height: int
+    read_ms: float
+    decode_ms: float
+    infer_ms: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """This picture can never work. `code` is one of `custody.errors.KINDS`."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The same picture may work later. `code` is one of `custody.errors.KINDS`."""
+
+    code: str
+    detail: str
+
+
+Outcome = Done | Failed | Retry

@@ -1,0 +1,82 @@
+"""One picture from its place on the volume to its outcome: read in place, decode, infer."""
+
+import errno
+import time
+from pathlib import Path
+
+from inference_worker.decode import UndecodableImageError, decode
+from inference_worker.engines import Engine
+from inference_worker.outcomes import Done, Failed, Outcome, Retry, Work
+
+STALE = frozenset({errno.ENOENT, errno.ESTALE, errno.EIO})
+"""What a network file system answers for a while about a file that is there."""
+
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 5.0
+
+
+class Pipeline:
+    """`read_patience_seconds`: for how long a file that is missing or stale is asked for again. NFS keeps what it knows
+    of a folder for up to 60 seconds, so it has to be longer than that. `max_pixels`: see `decode`. `exact`: JPEGs are
+    decoded whole, however small the engine's input is."""
+
+    def __init__(
+        self,
+        volume_root: Path,
+        engine: Engine,
+        *,
+        max_pixels: int,
+        exact: bool = False,
+        read_patience_seconds: float = 70.0,
+    ) -> None:
+        self._root = volume_root
+        self._engine = engine
+        self._fit = None if exact else (engine.description.input_width, engine.description.input_height)
+        self._max_pixels = max_pixels
+        self._patience = read_patience_seconds
+
+    def run(self, work: Work) -> Outcome:
+        """Never raises for what a picture or the volume can cause."""
+        started = time.perf_counter()
+        try:
+            data = self._read(work.path)
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "an error")
+            return Retry("file_unreadable", f"Reading {work.path} from the volume answered {name}. Check its mount.")
+        read = time.perf_counter()
+        try:
+            picture = decode(data, work.media_type, work.orientation, fit=self._fit, max_pixels=self._max_pixels)
+            decoded = time.perf_counter()
+            detections = self._engine.infer(picture, work.parameters)
+        except UndecodableImageError as error:
+            return Failed(error.code, str(error))
+        except MemoryError:
+            return Retry(
+                "worker_crashed", "The worker had no memory left for this picture. Give it more, or shrink it."
+            )
+        except Exception as error:  # noqa: BLE001 - an engine may raise anything, and the next picture must run
+            return Failed("inference_failed", f"The engine raised {type(error).__name__}: {error}")
+        return Done(
+            detections=detections,
+            width=picture.width,
+            height=picture.height,
+            read_ms=_milliseconds(started, read),
+            decode_ms=_milliseconds(read, decoded),
+            infer_ms=_milliseconds(decoded, time.perf_counter()),
+        )
+
+    def _read(self, path: str) -> bytes:
+        give_up = time.monotonic() + self._patience
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return (self._root / path).read_bytes()
+            except OSError as error:
+                if error.errno not in STALE or time.monotonic() + pause > give_up:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+def _milliseconds(start: float, end: float) -> float:
+    return round((end - start) * 1000, 3)

@@ -1,0 +1,33 @@
+"""The settings of a worker process."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from custody.settings import ProcessSettings
+
+
+class WorkerSettings(ProcessSettings):
+    model: str = Field(
+        description="The model to serve: a registered name, or a file (.onnx, .xml) to register under its own name",
+        examples=["yolo11n", "/models/yolo11n.onnx"],
+    )
+    engine: str = Field(default="openvino", description="An engine's name, or `module:Class` of your own")
+    precision: Literal["auto", "f32"] = Field(
+        default="auto", description="`auto`: the fastest the device offers (bf16 on AMX); `f32`: exact"
+    )
+    slots: int = Field(default=0, ge=0, description="Pictures at once, a process each; 0: as many as CPUs are granted")
+    prefetch: int = Field(default=1, ge=0, description="Tasks claimed ahead of each slot")
+    lease_seconds: float = Field(default=30.0, gt=0, description="A worker silent for longer loses its tasks")
+    reconcile_seconds: float = Field(default=5.0, gt=0, description="Pause between looks for what a death left behind")
+    max_attempts: int = Field(default=3, ge=1, description="Tries before a task fails")
+    task_seconds: float = Field(default=30.0, gt=0, description="Longest work on one picture before its slot is killed")
+    read_retry_seconds: float = Field(
+        default=8.0, ge=0, description="How long a file that does not appear is looked for; longer than NFS caches live"
+    )
+    max_pixels: int = Field(default=100_000_000, gt=0, description="Largest picture that is decoded")
+    drain_seconds: float = Field(
+        default=25.0, ge=0, description="After SIGTERM, time for what runs before it is given back"
+    )
+    health_port: int = Field(default=9091, ge=0, description="/livez, /readyz, /metrics; 0: none")
+    health_host: str = Field(default="127.0.0.1", description="Address of the health port")

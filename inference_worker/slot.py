@@ -1,0 +1,84 @@
+"""A slot: the child process that holds one engine and looks at one picture at a time.
+
+`inference_worker.slots` starts it as `python -m inference_worker.slot`. It reads requests from what was its standard
+input, answers on what was its standard output (see `inference_worker.lines`), and ends when its input ends. Whatever
+libraries print goes to standard error.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's <sys/prctl.h>."""
+
+
+def main() -> None:
+    _obey_only_the_parent()
+    requests, answers = _take_channel()
+
+    # Imported once the channel is safe: native libraries may print as they load.
+    import cv2
+
+    from inference_worker.engines import EngineError, load_engine
+    from inference_worker.lines import Ready, Refused, read_work, write_answer
+    from inference_worker.pipeline import Pipeline
+
+    arguments = _arguments()
+    cv2.setNumThreads(arguments.threads)
+    try:
+        engine = load_engine(arguments.engine)(arguments.model, arguments.threads, arguments.precision)
+        engine.warm_up()
+    except EngineError as error:
+        answers.write(write_answer(Refused(str(error))))
+        sys.exit(1)
+    pipeline = Pipeline(
+        arguments.volume,
+        engine,
+        max_pixels=arguments.max_pixels,
+        exact=arguments.precision == "f32",
+        read_patience_seconds=arguments.read_patience_seconds,
+    )
+    answers.write(write_answer(Ready(engine.description)))
+    for request in requests:
+        answers.write(write_answer(pipeline.run(read_work(request))))
+
+
+def _obey_only_the_parent() -> None:
+    """Ctrl-C and a stopping service reach every process of the group; the parent decides what they mean here."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # A parent that dies before this line leaves an input that has ended.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _take_channel() -> tuple[BinaryIO, BinaryIO]:
+    """Moves standard input and output out of reach of libraries that read or print."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m inference_worker.slot")
+    parser.add_argument("--engine", required=True)
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--volume", required=True, type=Path)
+    parser.add_argument("--threads", required=True, type=int)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--max-pixels", required=True, type=int)
+    parser.add_argument("--read-patience-seconds", required=True, type=float)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

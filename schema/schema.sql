@@ -1,0 +1,569 @@
+SET statement_timeout = 0;
+SET lock_timeout = 0;
+SET idle_in_transaction_session_timeout = 0;
+SET transaction_timeout = 0;
+SET client_encoding = 'UTF8';
+SET standard_conforming_strings = on;
+SELECT pg_catalog.set_config('search_path', '', false);
+SET check_function_bodies = false;
+SET xmloption = content;
+SET client_min_messages = warning;
+SET row_security = off;
+
+CREATE SCHEMA wharf;
+
+ALTER SCHEMA wharf OWNER TO wharf_owner;
+
+SET default_tablespace = '';
+
+SET default_table_access_method = heap;
+
+CREATE TABLE wharf.api_keys (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    name text NOT NULL,
+    role text NOT NULL,
+    secret_sha256 bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    revoked_at timestamp with time zone,
+    CONSTRAINT api_keys_name_check CHECK (((length(name) >= 1) AND (length(name) <= 100))),
+    CONSTRAINT api_keys_role_check CHECK ((role = ANY (ARRAY['reader'::text, 'writer'::text, 'admin'::text]))),
+    CONSTRAINT api_keys_secret_sha256_check CHECK ((octet_length(secret_sha256) = 32))
+);
+
+ALTER TABLE ONLY wharf.api_keys FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.api_keys OWNER TO wharf_owner;
+
+CREATE TABLE wharf.tenants (
+    id uuid NOT NULL,
+    name text NOT NULL,
+    operator boolean DEFAULT false NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text))
+);
+
+ALTER TABLE ONLY wharf.tenants FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.tenants OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.authenticate(wanted_sha256 bytea) RETURNS TABLE(key_id uuid, role text, tenant_id uuid, tenant text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT k.id,
+     k.role,
+     t.id,
+     t.name
+    FROM (wharf.api_keys k
+      JOIN wharf.tenants t ON ((t.id = k.tenant_id)))
+   WHERE ((k.secret_sha256 = authenticate.wanted_sha256) AND (k.revoked_at IS NULL));
+END;
+
+ALTER FUNCTION wharf.authenticate(wanted_sha256 bytea) OWNER TO wharf_owner;
+
+CREATE TABLE wharf.blobs (
+    sha256 bytea NOT NULL,
+    size bigint NOT NULL,
+    state text DEFAULT 'deleting'::text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT blobs_sha256_check CHECK ((octet_length(sha256) = 32)),
+    CONSTRAINT blobs_size_check CHECK ((size > 0)),
+    CONSTRAINT blobs_state_check CHECK ((state = ANY (ARRAY['present'::text, 'deleting'::text])))
+);
+
+ALTER TABLE wharf.blobs OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ UPDATE wharf.blobs SET state = 'present'::text
+   WHERE (blobs.sha256 = blob_present.wanted_sha256);
+END;
+
+ALTER FUNCTION wharf.blob_present(wanted_sha256 bytea) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.current_tenant() RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (NULLIF(current_setting('wharf.tenant'::text, true), ''::text))::uuid;
+
+ALTER FUNCTION wharf.current_tenant() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.hold_blobs(wanted bytea[]) RETURNS SETOF bytea
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT held.sha256
+    FROM ( SELECT b.sha256,
+             b.state
+            FROM wharf.blobs b
+           WHERE (b.sha256 = ANY (hold_blobs.wanted))
+           ORDER BY b.sha256
+          FOR SHARE OF b) held
+   WHERE (held.state = 'present'::text);
+END;
+
+ALTER FUNCTION wharf.hold_blobs(wanted bytea[]) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+DECLARE
+    found uuid;
+BEGIN
+    IF NOT EXISTS (SELECT FROM wharf.tenants t WHERE t.id = wharf.current_tenant() AND t.operator) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'only the operator''s tenant opens other tenants';
+    END IF;
+    INSERT INTO wharf.tenants AS t (id, name) VALUES (new_id, wanted_name)
+        ON CONFLICT (name) DO UPDATE SET name = t.name
+        RETURNING t.id INTO found;
+    RETURN found;
+END
+$$;
+
+ALTER FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) RETURNS text
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ INSERT INTO wharf.blobs AS b (sha256, size)
+   VALUES (take_blob.wanted_sha256, take_blob.wanted_size) ON CONFLICT(sha256) DO UPDATE SET size = b.size
+   RETURNING b.state;
+END;
+
+ALTER FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) OWNER TO wharf_owner;
+
+CREATE TABLE wharf.files (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    sha256 bytea NOT NULL,
+    size bigint NOT NULL,
+    media_type text NOT NULL,
+    width integer NOT NULL,
+    height integer NOT NULL,
+    orientation smallint DEFAULT 1 NOT NULL,
+    filename text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone,
+    deleted_at timestamp with time zone,
+    CONSTRAINT files_filename_check CHECK (((length(filename) >= 1) AND (length(filename) <= 255))),
+    CONSTRAINT files_height_check CHECK ((height > 0)),
+    CONSTRAINT files_orientation_check CHECK (((orientation >= 1) AND (orientation <= 8))),
+    CONSTRAINT files_size_check CHECK ((size > 0)),
+    CONSTRAINT files_width_check CHECK ((width > 0))
+);
+
+ALTER TABLE ONLY wharf.files FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.files OWNER TO wharf_owner;
+
+CREATE TABLE wharf.idempotency_keys (
+    tenant_id uuid NOT NULL,
+    key text NOT NULL,
+    fingerprint bytea NOT NULL,
+    status smallint NOT NULL,
+    resource uuid[] NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT idempotency_keys_fingerprint_check CHECK ((octet_length(fingerprint) = 32)),
+    CONSTRAINT idempotency_keys_key_check CHECK (((length(key) >= 1) AND (length(key) <= 255)))
+);
+
+ALTER TABLE ONLY wharf.idempotency_keys FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.idempotency_keys OWNER TO wharf_owner;
+
+CREATE TABLE wharf.installation (
+    only_row boolean DEFAULT true NOT NULL,
+    volume_id uuid NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT installation_only_row_check CHECK (only_row)
+);
+
+ALTER TABLE wharf.installation OWNER TO wharf_owner;
+
+CREATE TABLE wharf.jobs (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    model text NOT NULL,
+    parameters jsonb NOT NULL,
+    priority text NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    total integer NOT NULL,
+    state text DEFAULT 'open'::text NOT NULL,
+    done integer,
+    failed integer,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    finished_at timestamp with time zone,
+    CONSTRAINT jobs_check CHECK (((state = 'open'::text) = (finished_at IS NULL))),
+    CONSTRAINT jobs_check1 CHECK (((done IS NULL) = (failed IS NULL))),
+    CONSTRAINT jobs_check2 CHECK (((done >= 0) AND (failed >= 0) AND ((done + failed) <= total))),
+    CONSTRAINT jobs_check3 CHECK (((state <> 'open'::text) OR (done IS NULL))),
+    CONSTRAINT jobs_check4 CHECK (((state <> 'succeeded'::text) OR ((done IS NOT NULL) AND (done = total)))),
+    CONSTRAINT jobs_check5 CHECK (((state <> 'failed'::text) OR ((done IS NOT NULL) AND ((done + failed) = total) AND (failed > 0)))),
+    CONSTRAINT jobs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT jobs_priority_check CHECK ((priority = ANY (ARRAY['interactive'::text, 'batch'::text]))),
+    CONSTRAINT jobs_state_check CHECK ((state = ANY (ARRAY['open'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
+    CONSTRAINT jobs_total_check CHECK ((total > 0))
+);
+
+ALTER TABLE ONLY wharf.jobs FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.jobs OWNER TO wharf_owner;
+
+CREATE TABLE wharf.migrations (
+    version integer NOT NULL,
+    name text NOT NULL,
+    checksum bytea NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE wharf.migrations OWNER TO wharf_owner;
+
+CREATE TABLE wharf.models (
+    name text NOT NULL,
+    version integer NOT NULL,
+    digest bytea NOT NULL,
+    path text NOT NULL,
+    task text NOT NULL,
+    classes jsonb NOT NULL,
+    input_width integer NOT NULL,
+    input_height integer NOT NULL,
+    state text DEFAULT 'active'::text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT models_classes_check CHECK ((jsonb_typeof(classes) = 'array'::text)),
+    CONSTRAINT models_digest_check CHECK ((octet_length(digest) = 32)),
+    CONSTRAINT models_input_height_check CHECK ((input_height > 0)),
+    CONSTRAINT models_input_width_check CHECK ((input_width > 0)),
+    CONSTRAINT models_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'::text)),
+    CONSTRAINT models_state_check CHECK ((state = ANY (ARRAY['active'::text, 'retired'::text]))),
+    CONSTRAINT models_version_check CHECK ((version > 0))
+);
+
+ALTER TABLE wharf.models OWNER TO wharf_owner;
+
+CREATE TABLE wharf.results (
+    task_id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    attempt integer NOT NULL,
+    model text NOT NULL,
+    model_version integer NOT NULL,
+    model_digest bytea NOT NULL,
+    detections jsonb NOT NULL,
+    timings jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT results_model_digest_check CHECK ((octet_length(model_digest) = 32))
+);
+
+ALTER TABLE ONLY wharf.results FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.results OWNER TO wharf_owner;
+
+CREATE TABLE wharf.tasks (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    job_id uuid NOT NULL,
+    input integer NOT NULL,
+    file_id uuid,
+    filename text,
+    sha256 bytea NOT NULL,
+    size bigint NOT NULL,
+    media_type text NOT NULL,
+    width integer NOT NULL,
+    height integer NOT NULL,
+    orientation smallint NOT NULL,
+    pool text NOT NULL,
+    class text NOT NULL,
+    state text DEFAULT 'queued'::text NOT NULL,
+    not_before timestamp with time zone DEFAULT now() NOT NULL,
+    released_at timestamp with time zone,
+    claimed_at timestamp with time zone,
+    lease_until timestamp with time zone,
+    attempt integer DEFAULT 0 NOT NULL,
+    spared integer DEFAULT 0 NOT NULL,
+    worker text,
+    error_code text,
+    error_detail text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
+    CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
+    CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
+    CONSTRAINT tasks_check3 CHECK (((state = ANY (ARRAY['queued'::text, 'running'::text])) = (ended_at IS NULL))),
+    CONSTRAINT tasks_check4 CHECK (((state <> 'failed'::text) OR (error_code IS NOT NULL))),
+    CONSTRAINT tasks_check5 CHECK (((state <> 'succeeded'::text) OR (error_code IS NULL))),
+    CONSTRAINT tasks_class_check CHECK ((class = ANY (ARRAY['interactive'::text, 'batch'::text]))),
+    CONSTRAINT tasks_input_check CHECK ((input >= 0)),
+    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text])))
+);
+
+ALTER TABLE ONLY wharf.tasks FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.tasks OWNER TO wharf_owner;
+
+CREATE TABLE wharf.workers (
+    name text NOT NULL,
+    pool text NOT NULL,
+    model_version integer NOT NULL,
+    engine text NOT NULL,
+    slots integer NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workers_slots_check CHECK ((slots > 0))
+);
+
+ALTER TABLE wharf.workers OWNER TO wharf_owner;
+
+ALTER TABLE ONLY wharf.api_keys
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY wharf.api_keys
+    ADD CONSTRAINT api_keys_secret_sha256_key UNIQUE (secret_sha256);
+
+ALTER TABLE ONLY wharf.blobs
+    ADD CONSTRAINT blobs_pkey PRIMARY KEY (sha256);
+
+ALTER TABLE ONLY wharf.files
+    ADD CONSTRAINT files_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY wharf.idempotency_keys
+    ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (tenant_id, key);
+
+ALTER TABLE ONLY wharf.installation
+    ADD CONSTRAINT installation_pkey PRIMARY KEY (only_row);
+
+ALTER TABLE ONLY wharf.jobs
+    ADD CONSTRAINT jobs_id_tenant_id_key UNIQUE (id, tenant_id);
+
+ALTER TABLE ONLY wharf.jobs
+    ADD CONSTRAINT jobs_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY wharf.migrations
+    ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
+
+ALTER TABLE ONLY wharf.models
+    ADD CONSTRAINT models_name_digest_key UNIQUE (name, digest);
+
+ALTER TABLE ONLY wharf.models
+    ADD CONSTRAINT models_pkey PRIMARY KEY (name, version);
+
+ALTER TABLE ONLY wharf.results
+    ADD CONSTRAINT results_pkey PRIMARY KEY (task_id);
+
+ALTER TABLE ONLY wharf.tasks
+    ADD CONSTRAINT tasks_id_tenant_id_key UNIQUE (id, tenant_id);
+
+ALTER TABLE ONLY wharf.tasks
+    ADD CONSTRAINT tasks_job_id_input_key UNIQUE (job_id, input);
+
+ALTER TABLE ONLY wharf.tasks
+    ADD CONSTRAINT tasks_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY wharf.tenants
+    ADD CONSTRAINT tenants_name_key UNIQUE (name);
+
+ALTER TABLE ONLY wharf.tenants
+    ADD CONSTRAINT tenants_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY wharf.workers
+    ADD CONSTRAINT workers_pkey PRIMARY KEY (name);
+
+CREATE INDEX api_keys_by_tenant ON wharf.api_keys USING btree (tenant_id, id);
+
+CREATE INDEX files_by_content ON wharf.files USING btree (sha256, tenant_id) WHERE (deleted_at IS NULL);
+
+CREATE INDEX files_by_tenant ON wharf.files USING btree (tenant_id, id) WHERE (deleted_at IS NULL);
+
+CREATE INDEX jobs_by_tenant ON wharf.jobs USING btree (tenant_id, id);
+
+CREATE INDEX jobs_not_frozen ON wharf.jobs USING btree (id) WHERE ((state <> 'open'::text) AND (done IS NULL));
+
+CREATE INDEX jobs_open ON wharf.jobs USING btree (id) WHERE (state = 'open'::text);
+
+CREATE INDEX tasks_by_worker ON wharf.tasks USING btree (worker) WHERE (state = 'running'::text);
+
+CREATE INDEX tasks_holding ON wharf.tasks USING btree (sha256) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
+
+CREATE INDEX tasks_leases ON wharf.tasks USING btree (lease_until) WHERE (state = 'running'::text);
+
+CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
+
+CREATE INDEX tasks_queue ON wharf.tasks USING btree (pool, class DESC, id) WHERE (state = 'queued'::text);
+
+ALTER TABLE ONLY wharf.api_keys
+    ADD CONSTRAINT api_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
+
+ALTER TABLE ONLY wharf.files
+    ADD CONSTRAINT files_sha256_fkey FOREIGN KEY (sha256) REFERENCES wharf.blobs(sha256);
+
+ALTER TABLE ONLY wharf.files
+    ADD CONSTRAINT files_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
+
+ALTER TABLE ONLY wharf.idempotency_keys
+    ADD CONSTRAINT idempotency_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
+
+ALTER TABLE ONLY wharf.jobs
+    ADD CONSTRAINT jobs_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
+
+ALTER TABLE ONLY wharf.results
+    ADD CONSTRAINT results_task_id_tenant_id_fkey FOREIGN KEY (task_id, tenant_id) REFERENCES wharf.tasks(id, tenant_id);
+
+ALTER TABLE ONLY wharf.tasks
+    ADD CONSTRAINT tasks_job_id_tenant_id_fkey FOREIGN KEY (job_id, tenant_id) REFERENCES wharf.jobs(id, tenant_id);
+
+ALTER TABLE ONLY wharf.tasks
+    ADD CONSTRAINT tasks_sha256_fkey FOREIGN KEY (sha256) REFERENCES wharf.blobs(sha256);
+
+ALTER TABLE ONLY wharf.workers
+    ADD CONSTRAINT workers_pool_model_version_fkey FOREIGN KEY (pool, model_version) REFERENCES wharf.models(name, version);
+
+ALTER TABLE wharf.api_keys ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY api_own ON wharf.api_keys TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.files TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.idempotency_keys TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.jobs TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.results FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.tasks TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.tenants FOR SELECT TO wharf_api USING ((id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+ALTER TABLE wharf.files ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.idempotency_keys ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.jobs ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY owner_all ON wharf.api_keys TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.files TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.idempotency_keys TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.jobs TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.results TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.tasks TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.tenants TO wharf_owner USING (true) WITH CHECK (true);
+
+ALTER TABLE wharf.results ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.tasks ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.tenants ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY worker_adds ON wharf.results FOR INSERT TO wharf_worker WITH CHECK (true);
+
+CREATE POLICY worker_all ON wharf.jobs TO wharf_worker USING (true) WITH CHECK (true);
+
+CREATE POLICY worker_all ON wharf.tasks TO wharf_worker USING (true) WITH CHECK (true);
+
+GRANT USAGE ON SCHEMA wharf TO wharf_api;
+GRANT USAGE ON SCHEMA wharf TO wharf_worker;
+GRANT USAGE ON SCHEMA wharf TO wharf_relay;
+GRANT USAGE ON SCHEMA wharf TO wharf_cleanup;
+
+GRANT INSERT ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(id) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(name) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(role) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(created_at) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) TO wharf_api;
+
+GRANT SELECT,INSERT ON TABLE wharf.files TO wharf_api;
+
+GRANT UPDATE(deleted_at) ON TABLE wharf.files TO wharf_api;
+
+GRANT SELECT,INSERT ON TABLE wharf.idempotency_keys TO wharf_api;
+
+GRANT UPDATE(status) ON TABLE wharf.idempotency_keys TO wharf_api;
+
+GRANT UPDATE(resource) ON TABLE wharf.idempotency_keys TO wharf_api;
+
+GRANT SELECT ON TABLE wharf.installation TO wharf_api;
+GRANT SELECT ON TABLE wharf.installation TO wharf_worker;
+GRANT SELECT ON TABLE wharf.installation TO wharf_relay;
+GRANT SELECT ON TABLE wharf.installation TO wharf_cleanup;
+
+GRANT SELECT,INSERT ON TABLE wharf.jobs TO wharf_api;
+GRANT SELECT ON TABLE wharf.jobs TO wharf_worker;
+
+GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_worker;
+
+GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_worker;
+
+GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_worker;
+
+GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_worker;
+
+GRANT SELECT ON TABLE wharf.models TO wharf_api;
+GRANT SELECT,INSERT ON TABLE wharf.models TO wharf_worker;
+
+GRANT SELECT ON TABLE wharf.results TO wharf_api;
+GRANT INSERT ON TABLE wharf.results TO wharf_worker;
+
+GRANT SELECT,INSERT ON TABLE wharf.tasks TO wharf_api;
+GRANT SELECT ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_api;
+GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(claimed_at) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(lease_until) ON TABLE wharf.tasks TO wharf_api;
+GRANT UPDATE(lease_until) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(attempt) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(spared) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(worker) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(error_code) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(error_detail) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_api;
+GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT SELECT ON TABLE wharf.workers TO wharf_api;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.workers TO wharf_worker;

@@ -1,0 +1,80 @@
+"""What every kind of test starts from: a real Postgres of the project's own, and a fresh database for each test."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from broker.maintenance.migrate import migrate
+from custody.database import Database
+from custody.notices import Notices
+from custody.volume import Volume
+from standalone.postgres import Postgres
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A migrated database of its own and the volume that belongs to it."""
+
+    postgres: Postgres
+    database: str
+    volume: Path
+
+    def url(self, user: str = "postgres") -> str:
+        return self.postgres.url(user, self.database)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The wheel's server, or the one whose programs lie in WHARF_TEST_POSTGRES."""
+    folder = Path(tempfile.mkdtemp(prefix="wharf-tests-"))
+    programs = os.environ.get("WHARF_TEST_POSTGRES")
+    server = Postgres(folder / "postgres", Path(programs) if programs else None, durable=False)
+    asyncio.run(server.start())
+    try:
+        with psycopg.connect(server.url("postgres", "postgres"), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE wharf_template")
+        asyncio.run(migrate(server.url("postgres", "wharf_template"), None))
+        yield server
+    finally:
+        asyncio.run(server.stop())
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def installation(postgres: Postgres, tmp_path: Path) -> Iterator[Installation]:
+    name = f"wharf_{os.urandom(6).hex()}"
+    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE wharf_template")
+    volume = tmp_path / "volume"
+    asyncio.run(migrate(postgres.url("postgres", name), Volume(volume, instance="migrate")))
+    yield Installation(postgres, name, volume)
+    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def api_database(installation: Installation) -> AsyncIterator[Database]:
+    async with Database(installation.url("wharf_api"), name="api") as database:
+        yield database
+
+
+@pytest.fixture
+async def worker_database(installation: Installation) -> AsyncIterator[Database]:
+    async with Database(installation.url("wharf_worker"), name="worker") as database:
+        yield database
+
+
+@pytest.fixture
+async def notices(installation: Installation) -> AsyncIterator[Notices]:
+    async with Notices(installation.url("wharf_api"), name="test") as notices:
+        yield notices

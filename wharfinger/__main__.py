@@ -1,0 +1,3 @@
+from wharfinger.command import main
+
+main()

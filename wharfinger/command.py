@@ -1,0 +1,58 @@
+"""The command line `wharf`: names the commands, and turns errors into lines and exit codes."""
+
+from importlib.metadata import entry_points, version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from wharfinger.commands import files, jobs, keys, models, server
+from wharfinger.commands.failures import exit_code, explain
+from wharfinger.commands.output import say
+from wharfinger.commands.predict import predict
+from wharfinger.commands.upload import upload
+from wharfinger.errors import WharfError
+
+
+class _Commands(TyperGroup):
+    """Commands whose errors are told in a line or two, never as a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WharfError as error:
+            say(explain(error))
+            raise typer.Exit(exit_code(error)) from error
+
+
+def main() -> None:
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("wharfinger"))
+        raise typer.Exit
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _wharf(
+    version_wanted: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Wharfinger takes custody of pictures once and brings the model to them.
+
+    A `wharf up` on this machine is found by itself. For another service
+    set WHARF_SERVER, and WHARF_API_KEY or WHARF_API_KEY_FILE.
+    """
+
+
+app.command()(predict)
+app.command()(upload)
+for _noun, _commands in {"files": files, "jobs": jobs, "models": models, "keys": keys}.items():
+    app.add_typer(_commands.app, name=_noun)
+server.register(app, entry_points(group=server.GROUP))

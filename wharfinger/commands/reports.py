@@ -1,0 +1,89 @@
+"""How jobs and their results are shown."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+from custody.wire import Detection, InputResult, Job
+from wharfinger.commands.output import cell, print_facts, shown_time, table
+
+_STATE_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "expired": "yellow"}
+
+
+def results_table(results: Iterable[tuple[str, InputResult]]) -> Table:
+    """A row a detection; an input without any, or without a result, has one row that says so. Each result comes with
+    the name by which the user knows its input."""
+    shown = table("Input", "Class", "Confidence", "Box (x1 y1 x2 y2)", right=("Confidence",))
+    for name, result in results:
+        found = sorted(result.detections or [], key=lambda each: -each.confidence)
+        if result.error is not None:
+            shown.add_row(
+                cell(name), cell(result.state, "red"), "", cell(f"{result.error.detail} [{result.error.code}]")
+            )
+        elif not found:
+            shown.add_row(cell(name), cell("nothing found" if result.detections == [] else result.state, "dim"), "", "")
+        for row, detection in enumerate(found):
+            shown.add_row(
+                cell(name if row == 0 else ""),
+                cell(detection.label),
+                f"{detection.confidence:.2f}",
+                _shown_box(detection),
+            )
+        shown.add_section()
+    return shown
+
+
+def summary(results: Sequence[InputResult]) -> str:
+    """Such as: 2 pictures, 1 failed; bus 1, person 4; yolo11n version 1."""
+    classes = Counter(each.label for result in results for each in result.detections or [])
+    failed = sum(result.error is not None for result in results)
+    models = {f"{each.model.name} version {each.model.version}" for each in results if each.model is not None}
+    return "; ".join(
+        part
+        for part in (
+            f"{len(results)} picture{'s' * (len(results) != 1)}" + (f", {failed} failed" if failed else ""),
+            ", ".join(f"{label} {count}" for label, count in classes.most_common()) or "nothing found",
+            ", ".join(sorted(models)),
+        )
+        if part
+    )
+
+
+def print_job(job: Job) -> None:
+    print_facts(
+        [
+            ("job", job.id),
+            ("state", job.state),
+            ("progress", progress_text(job)),
+            ("model", job.model),
+            ("priority", job.priority),
+            ("parameters", " ".join(f"{name}={value}" for name, value in job.parameters.model_dump().items())),
+            ("metadata", job.metadata or None),
+            ("created", job.created_at),
+            ("finished", job.finished_at),
+        ]
+    )
+
+
+def jobs_table(jobs: Iterable[Job]) -> Table:
+    shown = table("Job", "State", "Progress", "Model", "Created")
+    for job in jobs:
+        shown.add_row(
+            cell(job.id),
+            cell(job.state, _STATE_STYLE.get(job.state, "")),
+            cell(progress_text(job)),
+            cell(job.model),
+            cell(shown_time(job.created_at)),
+        )
+    return shown
+
+
+def _shown_box(detection: Detection) -> str:
+    box = detection.box
+    return f"{box.x1:.0f} {box.y1:.0f} {box.x2:.0f} {box.y2:.0f}"
+
+
+def progress_text(job: Job) -> str:
+    failed = f", {job.progress.failed} failed" if job.progress.failed else ""
+    return f"{job.progress.done} of {job.progress.total} done{failed}"

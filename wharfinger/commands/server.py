@@ -1,0 +1,52 @@
+"""The commands of the server packages, found through entry points and imported only when they run."""
+
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint
+
+import typer
+
+from wharfinger.commands.failures import FAILED
+from wharfinger.commands.output import say
+
+GROUP = "wharf.commands"
+
+# What `wharf --help` says of them: asking the commands themselves would import the server.
+_HELP = {
+    "up": "Run everything on this machine: database, API, worker.",
+    "doctor": "Check the set-up and say what to do.",
+    "broker": "Run the API, as containers do.",
+    "worker": "Run a worker, as containers do.",
+    "migrate": "Bring the database's schema up to date.",
+}
+
+
+def register(app: typer.Typer, entries: Iterable[EntryPoint]) -> None:
+    """Add each entry, a function with typer's annotations, as a command of `app` in the order of the table above."""
+    order = list(_HELP)
+    for entry in sorted(
+        entries, key=lambda each: (order.index(each.name) if each.name in order else len(order), each.name)
+    ):
+        _add(app, entry)
+
+
+def _add(app: typer.Typer, entry: EntryPoint) -> None:
+    # Everything after the name is passed on unread, --help too: the command's own parser knows what it means.
+    @app.command(
+        entry.name,
+        help=_HELP.get(entry.name, ""),
+        rich_help_panel="Server",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+    )
+    def run(context: typer.Context) -> None:
+        try:
+            function = entry.load()
+        except ImportError as error:
+            say(
+                f"`wharf {entry.name}` needs the server packages, which are not all here ({error}).\n"
+                "Install them: pip install 'wharfinger[standalone]'"
+            )
+            raise typer.Exit(FAILED) from error
+        command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        command.command(entry.name)(function)
+        command(context.args, prog_name=context.command_path)

@@ -1,0 +1,136 @@
+"""`client.jobs`: inference on files in custody, and waiting for its end without busy polling."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+from uuid import UUID
+
+from custody.wire import (
+    File,
+    InputResult,
+    Job,
+    JobInput,
+    JobPage,
+    JobState,
+    JobSubmission,
+    Parameters,
+    Priority,
+    ResultPage,
+)
+from wharfinger.session import Session, json_body, segment
+
+# Below the 30 s after which common proxies cut a silent connection.
+_LONG_POLL_SECONDS = 20.0
+# The pause before asking again where the service answers at once although asked to wait.
+_POLL_AGAIN_SECONDS = 1.0
+
+
+class Jobs:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def submit(
+        self,
+        inputs: Iterable[File | UUID | JobInput],
+        *,
+        model: str | None = None,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+        priority: Priority | str | None = None,
+        metadata: dict[str, Any] | None = None,
+        wait: float = 0,
+    ) -> Job:
+        """Start a job on files in custody, each given as a File, its id, or a JobInput. It comes back as it is after at
+        most `wait` seconds. Raises ValueError for parameters out of range."""
+        asked = {
+            "model": model,
+            "params": parameters(conf, iou, max_detections),
+            "priority": priority,
+            "metadata": metadata,
+        }
+        submission = JobSubmission.model_validate(
+            {"inputs": [_input(each) for each in inputs]} | {k: v for k, v in asked.items() if v is not None}
+        )
+        first = min(wait, _LONG_POLL_SECONDS)
+        job = self._session.post("/v1/jobs", Job, json_body(submission), wait=first)
+        return self.finish(job, wait - first)
+
+    def get(self, job_id: UUID | str) -> Job:
+        return self._session.get(f"/v1/jobs/{segment(job_id)}", Job)
+
+    def wait(self, job_id: UUID | str, seconds: float | None = None) -> Job:
+        """The job once it has ended, or as it is after `seconds`. With its results, however many they are."""
+        polls = self._polls(job_id, seconds, _LONG_POLL_SECONDS)
+        job = next(polls)
+        for later in polls:
+            job = later
+        return self._with_results(job)
+
+    def watch(self, job_id: UUID | str, every: float = 1.0) -> Iterator[Job]:
+        """The job now and then about `every` seconds until it has ended; the last one is the ended job."""
+        job = self.get(job_id)
+        yield job
+        if not job.state.ended:
+            yield from self._polls(job_id, None, every)
+
+    def finish(self, job: Job, seconds: float | None) -> Job:
+        """`wait` for a job that has been read already: asks only where it has not ended."""
+        if job.state.ended or (seconds is not None and seconds <= 0):
+            return self._with_results(job)
+        return self.wait(job.id, seconds)
+
+    def list(
+        self, *, state: JobState | str | None = None, model: str | None = None, page_size: int = 100
+    ) -> Iterator[Job]:
+        """All jobs, newest first; pages are fetched as the iteration reaches them."""
+        asked = {"limit": page_size, "state": state, "model": model}
+        for page in self._session.pages("/v1/jobs", JobPage, {k: v for k, v in asked.items() if v is not None}):
+            yield from page.items
+
+    def results(self, job_id: UUID | str, *, page_size: int = 100) -> Iterator[InputResult]:
+        """What became of each input, in the order of the inputs."""
+        for page in self._session.pages(f"/v1/jobs/{segment(job_id)}/results", ResultPage, {"limit": page_size}):
+            yield from page.items
+
+    def cancel(self, job_id: UUID | str) -> Job:
+        return self._session.post(f"/v1/jobs/{segment(job_id)}/cancel", Job)
+
+    def _polls(self, job_id: UUID | str, seconds: float | None, every: float) -> Iterator[Job]:
+        """Long polls, one at least, until the job has ended or `seconds` are over."""
+        patience = self._session.patience
+        deadline = math.inf if seconds is None else patience.clock() + seconds
+        while True:
+            asked_at = patience.clock()
+            left = max(0.0, min(every, deadline - asked_at))
+            job = self._session.get(f"/v1/jobs/{segment(job_id)}", Job, wait=left)
+            yield job
+            if job.state.ended:
+                return
+            early = min(left, _POLL_AGAIN_SECONDS) - (patience.clock() - asked_at)
+            if early > 0:
+                patience.sleep(early)
+            if patience.clock() >= deadline:
+                return
+
+    def _with_results(self, job: Job) -> Job:
+        if job.results is not None or not job.state.ended:
+            return job
+        return job.model_copy(update={"results": list(self.results(job.id))})
+
+
+def parameters(conf: float | None, iou: float | None, max_detections: int | None) -> Parameters | None:
+    """The parameters that were given, checked; None where there are none. Raises ValueError."""
+    given = {"conf": conf, "iou": iou, "max_detections": max_detections}
+    given = {name: value for name, value in given.items() if value is not None}
+    return Parameters.model_validate(given) if given else None
+
+
+def _input(each: File | UUID | JobInput) -> JobInput:
+    match each:
+        case JobInput():
+            return each
+        case File():
+            return JobInput(file=each.id)
+        case _:
+            return JobInput(file=each)

@@ -1,0 +1,17 @@
+"""`client.models`: what the service can infer with."""
+
+from collections.abc import Iterator
+
+from custody.wire import Model, ModelList
+from wharfinger.session import Session, segment
+
+
+class Models:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def list(self) -> Iterator[Model]:
+        yield from self._session.get("/v1/models", ModelList).items
+
+    def get(self, name: str) -> Model:
+        return self._session.get(f"/v1/models/{segment(name)}", Model)
