@@ -107,9 +107,7 @@ def _account(uid: int) -> Account:
 
 def _major_version(programs: Path) -> str:
     with explained(programs / "postgres"):
-        said = subprocess.run(
-            [programs / "postgres", "--version"], capture_output=True, text=True, check=False
-        )
+        said = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=False)
     words = said.stdout.split()
     if said.returncode != 0 or len(words) < 3:
         raise StartError(f"{programs / 'postgres'} does not run here: {said.stderr.strip()}. Install Postgres again.")

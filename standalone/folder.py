@@ -81,6 +81,14 @@ class Folder:
             return "another process"
 
 
+def socket_of_running(path: Path) -> Path | None:
+    """The folder of the socket of the server that runs in `path`; None where none runs."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        socket = Path(json.loads((path / "running.json").read_text())["socket"])
+        return socket if (socket / f".s.PGSQL.{PORT}").exists() else None
+    return None
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turns an `OSError` into a `StartError` that says what it is about and what to do."""

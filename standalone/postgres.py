@@ -107,8 +107,7 @@ class Postgres:
 
     def url(self, user: str = SUPERUSER, database: str = "postgres") -> str:
         """A connection string for libpq; the same for the life of this object, whatever is restarted."""
-        host = quote(str(self._folder.socket), safe="")
-        return f"postgresql://{quote(user, safe='')}@{host}:{PORT}/{quote(database, safe='')}"
+        return url_on(self._folder.socket, user, database)
 
     async def start(self) -> None:
         """Returns once it answers. The first start makes the cluster; a later one ends what a former run left, and
@@ -210,6 +209,12 @@ class Postgres:
         advice = next((advice for words, advice in ADVICE.items() if words in said), "Set right what it says.")
         last = "\n    ".join(said.splitlines()[-6:])
         return StartError(f"{what} in {self._folder.path}. {advice} Its last words ({self._log.path}):\n    {last}")
+
+
+def url_on(socket: Path, user: str, database: str) -> str:
+    """`socket`: the folder of a server's socket."""
+    host = quote(str(socket), safe="")
+    return f"postgresql://{quote(user, safe='')}@{host}:{PORT}/{quote(database, safe='')}"
 
 
 async def _accepts(socket: Path) -> bool:

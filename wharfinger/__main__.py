@@ -1,3 +1,5 @@
+"""`python -m wharfinger`: the command line, in the Python that runs already."""
+
 from wharfinger.command import main
 
 main()

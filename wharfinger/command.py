@@ -26,7 +26,7 @@ class _Commands(TyperGroup):
 
 
 def main() -> None:
-    app()
+    app(prog_name="wharf")
 
 
 def _print_version(wanted: bool) -> None:

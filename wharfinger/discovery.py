@@ -7,6 +7,7 @@ folder in another place than the default is found through a pointer file in the 
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -37,7 +38,7 @@ def find(server: str | None = None, api_key: str | None = None, environ: Mapping
 
     Raises ConfigurationError for a URL or a key that cannot be used.
     """
-    folder = _current_data_folder(environ)
+    folder = current_data_folder(environ)
     url = _checked_url(server or environ.get("WHARF_SERVER") or _local_server(folder))
     key = (
         api_key
@@ -54,36 +55,46 @@ def default_data_folder(environ: Mapping[str, str] = os.environ) -> Path:
     if sys.platform != "win32" and os.geteuid() == 0:
         return Path("/var/lib/wharfinger")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "wharfinger"
-    return Path(environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "wharfinger"
+        return _home() / "Library" / "Application Support" / "wharfinger"
+    return Path(environ.get("XDG_DATA_HOME") or _home() / ".local" / "share") / "wharfinger"
 
 
 def remember(data: Path, environ: Mapping[str, str] = os.environ) -> None:
     """Make `data` the folder in which this user's command line looks for the running service.
 
-    Raises OSError where the user's state folder cannot be written.
+    A user without a folder to write this to has to name the service by WHARF_DATA; that stops no service.
     """
     pointer = _pointer(environ)
-    pointer.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = pointer.with_name(f"{pointer.name}.{os.getpid()}")
-    draft.write_text(f"{data.absolute()}\n", encoding="utf-8")
-    draft.replace(pointer)
+    with suppress(OSError):
+        pointer.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = pointer.with_name(f"{pointer.name}.{os.getpid()}")
+        draft.write_text(f"{data.absolute()}\n", encoding="utf-8")
+        draft.replace(pointer)
 
 
 def forget(data: Path, environ: Mapping[str, str] = os.environ) -> None:
     """Take back `remember(data)`; a service that was remembered since then stays."""
     pointer = _pointer(environ)
-    if _read(pointer) == str(data.absolute()):
-        pointer.unlink(missing_ok=True)
+    with suppress(OSError):
+        if pointer.read_text(encoding="utf-8").strip() == str(data.absolute()):
+            pointer.unlink()
 
 
-def _current_data_folder(environ: Mapping[str, str]) -> Path:
+def current_data_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of the `wharf up` that was started last, or the usual one."""
     named = environ.get("WHARF_DATA") or _read(_pointer(environ))
     return Path(named) if named else default_data_folder(environ)
 
 
 def _pointer(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "wharfinger" / "current"
+    return Path(environ.get("XDG_STATE_HOME") or _home() / ".local" / "state") / "wharfinger" / "current"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # A container's user without a name.
+        return Path("/")
 
 
 def _local_server(folder: Path) -> str:

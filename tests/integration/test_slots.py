@@ -252,16 +252,15 @@ asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
-async def test_slots_die_with_their_parent_even_while_they_hang(volume: Path) -> None:
+def test_slots_die_with_their_parent_even_while_they_hang(volume: Path) -> None:
     code = PARENT.format(engine=HAZARD_ENGINE)
     command = [sys.executable, "-c", code, str(volume), work(volume, HANGING).path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | ENVIRONMENT) as parent:
         assert parent.stdout is not None
-        while (line := await asyncio.to_thread(parent.stdout.readline)) and line != b"hanging\n":
-            pass
+        assert b"hanging\n" in iter(parent.stdout.readline, b"")
         orphans = children(parent.pid)
         assert len(orphans) == 2
         parent.kill()
-        gone, alive = await asyncio.to_thread(psutil.wait_procs, orphans, 5)
+        gone, alive = psutil.wait_procs(orphans, timeout=5)
     assert len(gone) == 2
     assert alive == []

@@ -172,7 +172,7 @@ class TestPredict:
         self, client: Client, service: FakeService, wrong: dict[str, float]
     ) -> None:
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            client.predict(b"a", **wrong)  # type: ignore[arg-type]
+            client.predict(b"a", **wrong)
         with pytest.raises(ValueError, match="at least one picture"):
             client.predict()
         assert service.requests == []
@@ -219,7 +219,7 @@ class TestUpload:
             def forgetful() -> list[tuple[str, str, Callable[..., tuple[int, object]]]]:
                 return [("HEAD", "/v1/files/sha256:(.*)", lambda _, digest: (200, None)), *held()]
 
-            service._routes = forgetful  # type: ignore[method-assign]
+            service._routes = forgetful
             with Client(service.url, KEY) as client:
                 assert service.blobs[client.upload(picture).sha256] == PICTURE
 
@@ -285,9 +285,9 @@ class TestUpload:
 
         def rewriting(request: object) -> tuple[int, object]:
             picture.write_bytes(PICTURE[::-1])
-            return known(request)  # type: ignore[arg-type]
+            return known(request)
 
-        service.answer = rewriting  # type: ignore[method-assign]
+        service.answer = rewriting
         with pytest.raises(FileChangedError, match="changed while it was sent"):
             client.upload(picture)
 
@@ -529,6 +529,12 @@ class TestDiscovery:
         assert discovery.find() == discovery.Connection("http://127.0.0.1:9000", "local-key")
         discovery.forget(data)
         assert discovery.find().api_key is None
+
+    def test_a_user_who_cannot_write_a_pointer_can_still_run_a_service(self, home: Path, data: Path) -> None:
+        (home / ".local").write_text("a file where a folder should be")
+        discovery.remember(data)
+        discovery.forget(data)
+        assert discovery.find(environ={"WHARF_DATA": str(data)}).api_key == "local-key"
 
     def test_forgetting_leaves_the_pointer_of_a_later_service(self, data: Path, tmp_path: Path) -> None:
         discovery.remember(tmp_path / "earlier")

@@ -1,0 +1,204 @@
+"""`wharf doctor`: looks at the set-up from outside, and says what to do about what it finds."""
+
+import asyncio
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+
+from custody.database import Database
+from custody.errors import CustodyError, StartError
+from custody.installation import check_volume
+from custody.models import list_models
+from custody.volume import Volume
+from inference_worker.cpus import granted_cpus
+from standalone.folder import socket_of_running
+from standalone.postgres import url_on
+from wharfinger import discovery
+
+SKEW_SECONDS = 2.0
+LITTLE_ROOM_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`state`: ok, warning or fault. `advice`: what to do, where something is to be done."""
+
+    subject: str
+    state: str
+    detail: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """Where to look. None: it could not be found out."""
+
+    data: Path | None
+    database_url: str | None
+    volume: Path | None
+
+
+def doctor(
+    data: Annotated[Path | None, typer.Option(help="The folder of `wharf up`, if not the usual one")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines")] = False,
+) -> None:
+    """Check database, volume, clock, models, server and secrets; status 1 where something is at fault.
+
+    Looks at the `wharf up` of this machine, or at what WHARF_DATABASE_URL and WHARF_VOLUME name where they are set."""
+    set_up = _set_up(data)
+    findings = [
+        *_machine(),
+        *_secrets(set_up),
+        *asyncio.run(_database(set_up)),
+        *_guarded("volume", lambda: list(_volume(set_up))),
+        *_server(),
+    ]
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.state:<8} {finding.subject:<9} {finding.detail}")
+            if finding.advice:
+                typer.echo(f"{'':18} -> {finding.advice}")
+    if any(finding.state == "fault" for finding in findings):
+        sys.exit(1)
+
+
+def _set_up(data: Path | None) -> SetUp:
+    if data is None and "WHARF_DATABASE_URL" in os.environ:
+        volume = os.environ.get("WHARF_VOLUME")
+        return SetUp(None, os.environ["WHARF_DATABASE_URL"], Path(volume) if volume else None)
+    folder = data or discovery.current_data_folder()
+    running = socket_of_running(folder / "postgres")
+    return SetUp(folder, url_on(running, "wharf_api", "wharf") if running else None, folder / "volume")
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("machine", "ok", f"Python {sys.version.split()[0]} on {sys.platform}, {granted_cpus()} CPUs granted")
+    if sys.platform == "darwin":
+        yield Finding(
+            "machine",
+            "warning",
+            "macOS: a `wharf up` that is killed with -9 leaves its processes running",
+            "The next `wharf up` on the same folder ends them.",
+        )
+
+
+def _secrets(set_up: SetUp) -> Iterator[Finding]:
+    if set_up.data is None:
+        return
+    key = set_up.data / discovery.KEY_FILE
+    if not key.exists():
+        yield Finding("secrets", "fault", f"{key} is missing", f"Start the service once: wharf up --data {set_up.data}")
+    elif stat.S_IMODE(key.stat().st_mode) & 0o077:
+        yield Finding("secrets", "fault", f"others can read {key}", f"chmod 600 {key}; then make a new key")
+    else:
+        yield Finding("secrets", "ok", f"{key} is for its owner only")
+
+
+async def _database(set_up: SetUp) -> list[Finding]:
+    if set_up.database_url is None:
+        return [Finding("database", "fault", f"no service runs in {set_up.data}", "Start it with `wharf up`.")]
+    try:
+        async with Database(set_up.database_url, name="wharf doctor", size=1) as database:
+            return await _look_inside(database, set_up.volume)
+    except StartError as error:
+        return [Finding("database", "fault", *_first_line_and_rest(str(error)))]
+    except CustodyError as error:
+        return [Finding("database", "fault", error.detail)]
+
+
+async def _look_inside(database: Database, volume: Path | None) -> list[Finding]:
+    async with database.transaction() as transaction:
+        found = await transaction.execute(
+            """SELECT current_setting('server_version') AS version, current_user AS "user",
+                      extract(epoch FROM clock_timestamp())::float8 AS clock"""
+        )
+        row = await found.fetchone()
+        assert row is not None
+        skew = abs(row["clock"] - time.time())
+        findings = [Finding("database", "ok", f"PostgreSQL {row['version']} answers {row['user']}")]
+        findings.append(_clock("the database's", skew))
+        models = await list_models(transaction)
+        if volume is not None:
+            try:
+                await check_volume(transaction, Volume(volume, instance="doctor"))
+            except StartError as error:
+                findings.append(Finding("volume", "fault", *_first_line_and_rest(str(error))))
+    for model in models:
+        living = f"{model.name}: version {model.versions[0].version}, {model.ready_workers} living workers"
+        advice = "" if model.ready_workers else "Its jobs wait: start `wharf worker` with WHARF_MODEL set to it."
+        findings.append(Finding("model", "ok" if model.ready_workers else "warning", living, advice))
+    if not models:
+        findings.append(Finding("model", "warning", "none is registered", "Start a worker with WHARF_MODEL=FILE.onnx."))
+    return findings
+
+
+def _volume(set_up: SetUp) -> Iterator[Finding]:
+    """What the protocol relies on, tried: write, sync, rename, sync of the folder, and what a reader then sees."""
+    if set_up.volume is None or not set_up.volume.is_dir():
+        yield Finding(
+            "volume", "fault", f"{set_up.volume or 'WHARF_VOLUME'} is no folder", "Set WHARF_VOLUME, mount it."
+        )
+        return
+    probe = set_up.volume / "staging" / f"doctor.{os.getpid()}"
+    began = time.monotonic()
+    with probe.open("wb") as file:
+        file.write(b"wharfinger")
+        file.flush()
+        os.fsync(file.fileno())
+    moved = probe.rename(probe.with_suffix(".moved"))
+    written = moved.stat().st_mtime
+    same = moved.read_bytes() == b"wharfinger"
+    moved.unlink()
+    took = (time.monotonic() - began) * 1000
+    state = "ok" if same else "fault"
+    yield Finding("volume", state, f"{set_up.volume}: write, sync, rename and read took {took:.0f} ms")
+    yield _clock("the file server's", abs(written - time.time()))
+    free = shutil.disk_usage(set_up.volume).free
+    little = free < LITTLE_ROOM_BYTES
+    advice = "Delete files or enlarge the volume: a full one refuses uploads." if little else ""
+    yield Finding("volume", "warning" if little else "ok", f"{free / 2**30:.1f} GiB free", advice)
+
+
+def _server() -> Iterator[Finding]:
+    try:
+        connection = discovery.find()
+        answer = httpx.get(f"{connection.server}/readyz", timeout=5, trust_env=not connection.local)
+    except httpx.HTTPError as error:
+        yield Finding("server", "fault", f"no answer: {error}", "Start it with `wharf up` or `wharf broker`.")
+        return
+    if answer.status_code == 200:
+        yield Finding("server", "ok", f"{connection.server} is ready")
+    else:
+        yield Finding("server", "fault", f"{connection.server} is not ready: {answer.text}", "See the checks it names.")
+
+
+def _clock(whose: str, skew: float) -> Finding:
+    if skew < SKEW_SECONDS:
+        return Finding("clock", "ok", f"within {SKEW_SECONDS:.0f} s of {whose}")
+    return Finding(
+        "clock", "warning", f"{skew:.1f} s away from {whose}", "Run a time service (chrony) on every machine."
+    )
+
+
+def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return look()
+    except OSError as error:
+        return [Finding(subject, "fault", f"{error}", "Check the mount and its permissions.")]
+
+
+def _first_line_and_rest(text: str) -> tuple[str, str]:
+    first, _, rest = text.partition("\n")
+    return first, rest
