@@ -71,6 +71,9 @@ async def read_json(request: Request, kind: type[B], max_bytes: int) -> B:
 
 async def _raw(request: Request, service: Service, staged: AsyncExitStack) -> Body:
     _, options = parse_options_header(request.headers.get("content-disposition", ""))
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > service.settings.max_file_bytes:
+        raise CustodyError("file_too_large", f"A file may have {service.settings.max_file_bytes} bytes at most.")
     staging = await staged.enter_async_context(service.volume.stage(service.settings.max_file_bytes))
     async for chunk in request.stream():
         await staging.write(chunk)

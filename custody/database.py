@@ -16,6 +16,9 @@ from custody.errors import CustodyError, StartError
 Transaction = AsyncConnection[DictRow]
 """A connection inside an open transaction: what the store methods take. The caller opens it; none of them commits."""
 
+SEE_AS = "SELECT set_config('wharf.tenant', %s, true)"
+"""From this statement to its end, the transaction sees what row-level security lets this tenant see."""
+
 OLDEST_POSTGRES = 15
 
 
@@ -32,7 +35,7 @@ class Database:
             kwargs={"row_factory": dict_row, "application_name": name},
             min_size=1,
             max_size=size,
-            timeout=10,
+            timeout=5,
             open=False,
         )
 
@@ -84,7 +87,7 @@ class Database:
         for spare in reversed(range(self._size + 1)):
             connection = await self._pool.getconn()
             try:
-                await connection.execute("SELECT set_config('wharf.tenant', %s, true)", [str(tenant or "")])
+                await connection.execute(SEE_AS, [str(tenant or "")])
             except BaseException as error:
                 await self._pool.putconn(connection)
                 if spare and isinstance(error, psycopg.OperationalError):

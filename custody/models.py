@@ -55,6 +55,10 @@ def install(source: Path, volume: Path, name: str) -> ModelFiles:
 
 async def register(transaction: Transaction, found: Registration) -> ModelReference:
     """The version of these bytes under this name: the known one, or the next number."""
+    # Two workers with two new models of one name would both take the same number.
+    await transaction.execute(
+        "SELECT pg_advisory_xact_lock(hashtext('wharf.models'), hashtext(%s))", [found.files.name]
+    )
     await transaction.execute(
         """
         INSERT INTO wharf.models (name, version, digest, path, task, classes, input_width, input_height)

@@ -2,12 +2,14 @@
 
 import hashlib
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
 import psycopg
 
-from custody.database import Transaction
+from custody.database import SEE_AS, Transaction
 from custody.errors import CustodyError
 from custody.ids import new_id
 from custody.wire import Key, NewKey, Role
@@ -35,18 +37,19 @@ async def create_key(transaction: Transaction, owner: Principal, name: str, role
     """A key for the owner's tenant, or for `tenant`, which is made where it is missing.
 
     Raises `CustodyError("forbidden")` where another tenant is named and the owner's is not the operator's."""
-    tenant_id, tenant_name = owner.tenant_id, owner.tenant
-    if tenant is not None and tenant != owner.tenant:
-        tenant_id, tenant_name = await _open_tenant(transaction, tenant), tenant
-    return await _add_key(transaction, tenant_id, tenant_name, name, role)
+    async with _within(transaction, owner, tenant) as tenant_id:
+        return await _add_key(transaction, tenant_id, tenant or owner.tenant, name, role)
 
 
 async def list_keys(transaction: Transaction, owner: Principal) -> list[Key]:
-    found = await transaction.execute(
-        "SELECT id, name, role, created_at, revoked_at FROM wharf.api_keys WHERE tenant_id = %s ORDER BY id",
-        [owner.tenant_id],
-    )
-    return [Key(tenant=owner.tenant, **row) for row in await found.fetchall()]
+    return await _keys(transaction, "k.tenant_id = %s", owner.tenant_id)
+
+
+async def get_key(transaction: Transaction, owner: Principal, key_id: UUID, tenant: str | None) -> Key:
+    """A key that `create_key` made with the same owner and tenant."""
+    async with _within(transaction, owner, tenant):
+        (key,) = await _keys(transaction, "k.id = %s", key_id)
+    return key
 
 
 async def revoke_key(transaction: Transaction, owner: Principal, key_id: UUID) -> bool:
@@ -72,6 +75,29 @@ async def first_key(transaction: Transaction, tenant: str) -> NewKey:
     return await _add_key(transaction, row["id"], tenant, "first key", Role.ADMIN)
 
 
+async def _keys(transaction: Transaction, condition: str, value: UUID) -> list[Key]:
+    found = await transaction.execute(
+        f"""
+        SELECT k.id, t.name AS tenant, k.name, k.role, k.created_at, k.revoked_at
+        FROM wharf.api_keys k JOIN wharf.tenants t ON t.id = k.tenant_id WHERE {condition} ORDER BY k.id
+        """,
+        [value],
+    )
+    return [Key(**row) for row in await found.fetchall()]
+
+
+@asynccontextmanager
+async def _within(transaction: Transaction, owner: Principal, tenant: str | None) -> AsyncIterator[UUID]:
+    """The transaction seen through the row-level security of `tenant`, the owner's where None; gives its id."""
+    if tenant is None or tenant == owner.tenant:
+        yield owner.tenant_id
+        return
+    tenant_id = await _open_tenant(transaction, tenant)
+    await transaction.execute(SEE_AS, [str(tenant_id)])
+    yield tenant_id
+    await transaction.execute(SEE_AS, [str(owner.tenant_id)])
+
+
 async def _open_tenant(transaction: Transaction, name: str) -> UUID:
     try:
         found = await transaction.execute("SELECT wharf.open_tenant(%s, %s) AS id", [name, new_id()])
@@ -82,7 +108,6 @@ async def _open_tenant(transaction: Transaction, name: str) -> UUID:
     row = await found.fetchone()
     assert row is not None
     tenant_id: UUID = row["id"]
-    await transaction.execute("SELECT set_config('wharf.tenant', %s, true)", [str(tenant_id)])
     return tenant_id
 
 

@@ -222,7 +222,7 @@ class Key(Wire):
 
 
 class NewKey(Key):
-    secret: str = Field(description="Shown once; the service keeps its SHA-256 only")
+    secret: str | None = Field(description="Shown once, so null in a replay; the service keeps its SHA-256 only")
 
 
 class KeyList(Wire):

@@ -69,17 +69,23 @@ class Consumer:
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set; then takes nothing more, finishes what has begun and gives the rest back."""
         keeping = asyncio.create_task(self._keep_leases(), name="keep-leases")
+        stopping = asyncio.create_task(self._wake_at(stop), name="wake-at-stop")
         try:
             while not stop.is_set():
                 await self._take()
             await self._drain()
         finally:
             keeping.cancel()
+            stopping.cancel()
+
+    async def _wake_at(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._room.set()
 
     async def _take(self) -> None:
+        self._room.clear()
         free = self._capacity - len(self._held)
         if free == 0:
-            self._room.clear()
             await self._room.wait()
             return
         try:
@@ -172,14 +178,19 @@ class Consumer:
 
     async def _drain(self) -> None:
         waiting = [one for one in self._held.values() if not one.begun]
-        for one in waiting:
-            one.working.cancel()
-        if waiting:
-            await self._transport.give_back([one.delivery for one in waiting])
-        running = [one.working for one in self._held.values() if one.begun]
+        running = [one for one in self._held.values() if one.begun]
         log.info("draining", running=len(running), given_back=len(waiting))
+        await self._let_go(waiting)
         if running:
-            await asyncio.wait(running, timeout=self._drain_seconds)
+            await asyncio.wait([one.working for one in running], timeout=self._drain_seconds)
+        await self._let_go([one for one in running if not one.working.done()])
+
+    async def _let_go(self, several: list[Held]) -> None:
+        for one in several:
+            one.working.cancel()
+        await asyncio.gather(*(one.working for one in several), return_exceptions=True)
+        if several:
+            await self._transport.give_back([one.delivery for one in several])
 
 
 def backoff_seconds(spent: int) -> float:

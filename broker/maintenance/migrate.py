@@ -59,6 +59,7 @@ async def first_key(owner_url: str, tenant: str) -> str:
     async with await connect(owner_url) as connection:
         await connection.execute("SET ROLE wharf_owner")
         key = await tenants.first_key(connection, tenant)
+    assert key.secret is not None
     return key.secret
 
 

@@ -5,8 +5,9 @@ from fastapi import APIRouter, Request, Response
 from broker import body
 from broker.access import Admin
 from broker.answers import answer, no_such, parse_id
+from broker.routes.files import IdempotencyKey
 from broker.service import ServiceDep
-from custody import tenants
+from custody import idempotency, tenants
 from custody.wire import KeyList, KeyRequest, NewKey
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
@@ -20,11 +21,20 @@ KEY_BODY = {
 
 
 @router.post("", response_model=NewKey, status_code=201, openapi_extra=KEY_BODY)
-async def create(request: Request, service: ServiceDep, principal: Admin) -> Response:
-    """The secret is in this answer and nowhere else. The operator's admins may name another tenant."""
-    wanted = await body.read_json(request, KeyRequest, service.settings.max_request_bytes)
-    async with service.database.transaction(principal.tenant_id) as transaction:
-        key = await tenants.create_key(transaction, principal, wanted.name, wanted.role, wanted.tenant)
+async def create(
+    request: Request, service: ServiceDep, principal: Admin, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """The secret is in this answer and nowhere else, not even in a replay of it. The operator's admins may name another
+    tenant."""
+    wish = await body.read_json(request, KeyRequest, service.settings.max_request_bytes)
+    tenant = principal.tenant_id
+    wanted = idempotency.fingerprint("POST /v1/keys", wish.model_dump(mode="json"), [])
+    async with service.database.transaction(tenant) as transaction:
+        if replay := await idempotency.begin(transaction, tenant, idempotency_key, wanted):
+            known = await tenants.get_key(transaction, principal, replay.resource[0], wish.tenant)
+            return answer(NewKey(**known.model_dump(), secret=None), replay.status)
+        key = await tenants.create_key(transaction, principal, wish.name, wish.role, wish.tenant)
+        await idempotency.record(transaction, tenant, idempotency_key, status=201, resource=[key.id])
     return answer(key, 201, {"Cache-Control": "no-store"})
 
 
