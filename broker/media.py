@@ -29,6 +29,9 @@ READ_WHOLE = ("WEBP", "HEIF", "AVIF")
 READ_WHOLE_BYTES = 64 << 20
 """Pillow reads files of these formats into memory to look at their header, so larger ones are refused."""
 
+UPRIGHT = ("HEIF", "TIFF")
+"""Formats whose decoders turn the picture upright by themselves: the size read here is upright already."""
+
 EXIF_ORIENTATION = 0x0112
 
 pillow_heif.register_heif_opener()
@@ -83,9 +86,7 @@ def _header(file: BinaryIO, kind: str, max_pixels: int) -> Media:
         raise CustodyError("damaged_image", f"The bytes begin like {kind}, but have no such header.") from None
     except Exception as error:
         raise CustodyError("damaged_image", f"The {kind} header cannot be read: {error}") from error
-    # HEIC and AVIF turn the picture by a box of their own, which the decoder has applied to these pixels already.
-    turned = kind not in ("HEIF", "AVIF")
-    if not turned or not isinstance(orientation, int) or not 1 <= orientation <= 8:
+    if kind in UPRIGHT or not isinstance(orientation, int) or not 1 <= orientation <= 8:
         orientation = 1
     if orientation >= 5:
         width, height = height, width

@@ -18,7 +18,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(CustodyError, _custody_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def invalid(error: ValidationError | RequestValidationError) -> CustodyError:
@@ -51,6 +50,15 @@ def render(request: Request, error: CustodyError) -> Response:
     )
 
 
+def unexpected(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: logged with its traceback, told without."""
+    log.error("request_broke", exc_info=error)
+    return render(
+        request,
+        CustodyError("internal_error", "An error we did not foresee; it is in the log under this request id."),
+    )
+
+
 async def _custody_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CustodyError)
     if error.kind.status >= 500:
@@ -69,11 +77,3 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     response = render(request, CustodyError(code, f"{KINDS[code].title}: {request.method} {request.url.path}"))
     response.headers.update(error.headers or {})
     return response
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("request_broke", exc_info=error)
-    return render(
-        request,
-        CustodyError("internal_error", "An error we did not foresee; it is in the log under this request id."),
-    )

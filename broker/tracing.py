@@ -5,8 +5,10 @@ import secrets
 import time
 
 import structlog
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from broker import problems
 from broker.metrics import BrokerMetrics
 from custody.ids import new_id
 
@@ -53,6 +55,11 @@ class RequestTracing:
         with structlog.contextvars.bound_contextvars(request_id=request_id, trace_id=trace_id):
             try:
                 await self._app(scope, receive, send_with_ids)
+            except Exception as error:
+                # Here, where the ids are known; the framework would answer without them and drop the connection.
+                if status:
+                    raise
+                await problems.unexpected(Request(scope), error)(scope, receive, send_with_ids)
             finally:
                 self._finished(scope, status or 500, time.perf_counter() - began)
                 structlog.contextvars.unbind_contextvars("tenant", "key_id")

@@ -1,13 +1,35 @@
 """The public wire types: what the API answers and what the SDK reads. Nothing here imports the service."""
 
+import json
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, Json
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the bytes, lower-case hex")]
+
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""PostgreSQL stores every character but NUL."""
+
+
+OBJECT_BYTES = 64 * 1024
+"""Of the JSON that a job carries for its owner: every list of jobs has it."""
+
+
+def _storable(value: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(value, allow_nan=False)
+    if len(text) > OBJECT_BYTES:
+        raise ValueError(f"an object may have {OBJECT_BYTES} bytes at most")
+    if re.search(r"(?<!\\)(?:\\\\)*\\u0000", text):
+        raise ValueError("NUL characters cannot be stored")
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_storable)]
+"""What PostgreSQL stores as jsonb: no NUL, no NaN, no infinity. Up to `OBJECT_BYTES`."""
 
 
 class Wire(BaseModel):
@@ -51,9 +73,9 @@ class Priority(StrEnum):
 class PredictFields(Parameters):
     """The text fields beside the pictures of POST /v1/predict; `metadata` is a JSON object."""
 
-    model: str | None = None
+    model: Text | None = None
     priority: Priority = Priority.INTERACTIVE
-    metadata: Json[dict[str, Any]] = Field(default_factory=dict)
+    metadata: Json[JsonObject] = Field(default_factory=dict)
 
 
 class ModelReference(Wire):
@@ -178,11 +200,11 @@ class JobInput(Wire):
 class JobSubmission(Wire):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str | None = Field(default=None, description="A model's name; the service's default where absent")
+    model: Text | None = Field(default=None, description="A model's name; the service's default where absent")
     inputs: list[JobInput] = Field(min_length=1)
     params: Parameters = Parameters()
     priority: Priority = Priority.INTERACTIVE
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
 
 
 class ModelVersion(Wire):
@@ -232,7 +254,7 @@ class KeyList(Wire):
 class KeyRequest(Wire):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, max_length=100)
+    name: Text = Field(min_length=1, max_length=100)
     role: Role
     tenant: str | None = Field(
         default=None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Another tenant: the operator's admins only"

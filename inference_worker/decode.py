@@ -36,9 +36,8 @@ to 0.16 against a whole decode, since libjpeg averages what the drawing then sam
 DAMAGE = re.compile(r"premature end|bad (huffman|arithmetic) code|instead of RST", re.IGNORECASE)
 
 pillow_heif.register_heif_opener()
-Image.MAX_IMAGE_PIXELS = (
-    None  # The limit that holds is decode's argument; Pillow's would only warn up to twice its own.
-)
+# The limit that holds is decode's argument; Pillow's would only warn up to twice its own.
+Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True, eq=False)

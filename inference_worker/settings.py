@@ -23,7 +23,9 @@ class WorkerSettings(ProcessSettings):
     max_attempts: int = Field(default=3, ge=1, description="Tries before a task fails")
     task_seconds: float = Field(default=30.0, gt=0, description="Longest work on one picture before its slot is killed")
     read_retry_seconds: float = Field(
-        default=8.0, ge=0, description="How long a file that does not appear is looked for; longer than NFS caches live"
+        default=20.0,
+        ge=0,
+        description="How long one attempt looks for a file that does not appear; all together outlast NFS's caches (60 s)",
     )
     max_pixels: int = Field(default=100_000_000, gt=0, description="Largest picture that is decoded")
     drain_seconds: float = Field(

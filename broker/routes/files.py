@@ -169,7 +169,7 @@ def _digest(text: str) -> bytes:
 
 def _span(ranged: str | None, size: int) -> range:
     """The bytes that one range of a `Range` header names (RFC 9110, 14.1.2); all of them where it names several."""
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", ranged or "")
+    found = re.fullmatch(r"bytes=(\d{0,19})-(\d{0,19})", ranged or "")
     if found is None or found[0] == "bytes=-":
         return range(size)
     first, last = found.groups()

@@ -1,13 +1,12 @@
 """/v1/predict and /v1/jobs: work submitted, watched, cancelled."""
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from broker import body, paging, problems
 from broker.access import Reader, Writer
@@ -18,10 +17,22 @@ from broker.waiting import preferred_seconds, wait_for_end
 from custody import idempotency, models
 from custody.errors import CustodyError
 from custody.notices import job_ended, tasks_queued
-from custody.wire import Job, JobPage, JobState, JobSubmission, Parameters, PredictFields, ResultPage
+from custody.wire import (
+    Job,
+    JobPage,
+    JobState,
+    JobSubmission,
+    JsonObject,
+    Parameters,
+    PredictFields,
+    ResultPage,
+    Text,
+)
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/v1", tags=["jobs"])
+
+JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
 
 PREDICT_BODY = {
     "requestBody": {
@@ -124,7 +135,7 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: str | None = None,
     state: JobState | None = None,
-    model: str | None = None,
+    model: Text | None = None,
     metadata: Annotated[str | None, Query(description="A JSON object that the job's metadata contains")] = None,
 ) -> Response:
     """Newest first, without results."""
@@ -223,9 +234,6 @@ def _check_inputs(wish: JobSubmission, most: int) -> None:
 
 def _json_object(text: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise CustodyError("invalid_request", "`metadata` is a JSON object.", field="metadata")
-    return value
+        return JSON_OBJECT.validate_json(text)
+    except ValidationError:
+        raise CustodyError("invalid_request", "`metadata` is a JSON object.", field="metadata") from None

@@ -21,7 +21,8 @@ async def list_models(service: ServiceDep, principal: Reader) -> Response:
 @router.get("/{name}", response_model=Model)
 async def get(service: ServiceDep, principal: Reader, name: str) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
-        found = await models.list_models(transaction, name.replace("\0", ""))
+        # PostgreSQL takes no NUL, and no name has one.
+        found = [] if "\0" in name else await models.list_models(transaction, name)
     if not found:
         raise CustodyError("not_found", "There is no model by this name. GET /v1/models lists them.")
     return answer(found[0])

@@ -120,6 +120,27 @@ async def test_start_does_not_wait_for_a_query_that_outlived_its_server(data):
         assert query(postgres, "SELECT 1") == [(1,)]
 
 
+async def test_start_is_retried_while_a_query_that_cannot_be_found_outlives_its_server(data, monkeypatch):
+    """On macOS, and where a container withholds the right to look."""
+    monkeypatch.setattr("standalone.orphans._processes_in", lambda _: set())
+    async with Postgres(data, durable=False) as postgres:
+        with psycopg.connect(postgres.url(), autocommit=True) as connection:
+            backend = connection.info.backend_pid
+            busy = threading.Thread(target=compute_for_ever, args=[connection])
+            busy.start()
+            await until(
+                lambda: query(postgres, f"SELECT state FROM pg_stat_activity WHERE pid={backend}") == [("active",)]
+            )
+            os.kill(server_of(data), signal.SIGKILL)
+            await postgres.wait()
+            starting = asyncio.create_task(postgres.start())
+            await until(lambda: "pre-existing shared memory block" in (data / "postgres.log").read_text())
+            os.kill(backend, signal.SIGKILL)
+            await starting
+            busy.join()
+        assert query(postgres, "SELECT 1") == [(1,)]
+
+
 async def test_kill_ends_it_at_once_and_loses_nothing(data):
     async with Postgres(data) as postgres:
         execute(postgres, "INSERT INTO boxes VALUES (7)")
@@ -171,6 +192,7 @@ async def test_server_left_by_a_killed_parent_is_stopped_first(data):
         async with Postgres(data) as postgres:
             assert await asyncio.wait_for(orphan.exited(), 5) == 0
             assert query(postgres, "SELECT count(*) FROM boxes") == [(0,)]
+        assert "was not properly shut down" not in (data / "postgres.log").read_text()
     finally:
         await orphan.end()
 

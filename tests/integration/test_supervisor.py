@@ -17,6 +17,7 @@ import pytest
 
 from custody.errors import StartError
 from standalone.postgres import Postgres
+from standalone.process import LAUNCHER
 from standalone.program import EndedEarlyError, Program
 from standalone.supervisor import Supervisor, pause_seconds
 
@@ -80,7 +81,8 @@ async def test_program_goes_on_when_nobody_takes_its_output(notes):
     def broken_pipe(_):
         raise BrokenPipeError
 
-    program = Program("worker", python(f"print('hello')\n{FOLLOWS}", notes.path), write=broken_pipe)
+    chatty = f"import atexit\natexit.register(print, 'bye')\nprint('hello', flush=True)\n{FOLLOWS}"
+    program = Program("worker", python(chatty, notes.path), write=broken_pipe)
     await program.start()
     assert notes.events() == ["up"]
     await program.stop()
@@ -113,6 +115,33 @@ async def test_program_with_patience_spent_is_killed_with_all_that_it_started(no
     await program.stop()
     assert notes.living() == set()
     assert len(notes.pids()) == 2
+
+
+async def test_end_of_a_program_is_seen_where_the_system_does_not_tell_of_it(notes, monkeypatch):
+    """On macOS, and where a sandbox forbids it."""
+    monkeypatch.setattr("standalone.process._descriptor", lambda _: None)
+    program = Program("worker", python(STUBBORN, notes.path), write=print, grace_seconds=0.2)
+    await program.start()
+    os.kill(notes.pids("up")[0], signal.SIGKILL)
+    assert await asyncio.wait_for(program.wait(), 5) == -signal.SIGKILL
+    assert notes.living() == set()
+
+
+@only_linux
+def test_program_whose_parent_died_before_it_could_be_tied_to_it_does_not_run(notes):
+    launcher = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(LAUNCHER),
+        "--parent",
+        "1",
+        "--death-signal",
+        str(int(signal.SIGTERM)),
+        "--",
+    ]
+    assert subprocess.run([*launcher, *python(FOLLOWS, notes.path)]).returncode == -signal.SIGTERM
+    assert notes.events() == []
 
 
 async def test_program_that_was_killed_leaves_nothing_it_started_and_is_started_again(notes, said):
@@ -175,6 +204,7 @@ async def test_programs_may_be_started_side_by_side_and_one_failure_stops_both(n
 
     with pytest.raises(StartError):
         await supervisor.run(set_up)
+    await asyncio.sleep(0.3)  # Time in which a start that went on would make a process.
     assert notes.living() == set()
 
 
@@ -288,6 +318,23 @@ def test_closed_terminal_stops_everything(notes, tmp_path):
         assert supervisor.wait(10) == 0
     assert notes.events() == ["up", "SIGTERM", "down"]
     assert left_in(tmp_path) == []
+
+
+async def test_supervisor_under_nohup_outlives_its_terminal(notes, said):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        supervisor = Supervisor(said.append)
+
+        async def set_up():
+            await supervisor.start(Program("broker", python(FOLLOWS, notes.path), write=said.append))
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.2)
+            assert notes.events() == ["up"]
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        await supervisor.run(set_up)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @only_linux

@@ -35,9 +35,9 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CONFIDENCE_ERROR = 0.002
-PIXEL_ERROR = 0.5
-"""In pixels of the network's input. Both hold for float32, whatever runtime computes: sums in another order."""
+CONFIDENCE_ERROR = 0.0005
+PIXEL_ERROR = 0.05
+"""In pixels of the network's input. Sums of float32 in another order; measured: 0.000005 and 0.002."""
 
 SIZES = [
     (810, 1080),
