@@ -19,8 +19,7 @@ demo: setup ## Run a real picture through everything: MODEL=file.onnx and IMAGE=
 test: setup ## Run all tests, on the embedded Postgres and on Debian's
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -m pytest tests
-	@.ci/debian-postgres
-	@WHARF_TEST_POSTGRES="$$(.ci/debian-postgres --path)" $(BIN)/python -m pytest tests/contract tests/integration -m postgres
+	@.ci/on-oldest-postgres $(BIN)/python -m pytest tests/contract tests/integration -m postgres
 
 up: setup ## Run the service on this machine until Ctrl-C: DATA=folder PORT=number
 	@$(BIN)/wharf up --data "$(DATA)" --port $(PORT) $(if $(MODEL),--model "$(MODEL)")

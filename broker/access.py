@@ -29,7 +29,7 @@ class Require:
             principal = await tenants.authenticate(transaction, secret.strip())
         if principal is None:
             raise CustodyError("unauthenticated", "This API key is unknown or revoked. Ask an admin for a new one.")
-        structlog.contextvars.bind_contextvars(tenant=principal.tenant, key_id=str(principal.key_id))
+        structlog.contextvars.bind_contextvars(tenant_id=str(principal.tenant_id), key_id=str(principal.key_id))
         if RANK[principal.role] < RANK[self.least]:
             raise CustodyError("forbidden", f"The key's role is {principal.role.value}; this needs {self.least.value}.")
         return principal

@@ -62,7 +62,7 @@ class RequestTracing:
                 await problems.unexpected(Request(scope), error)(scope, receive, send_with_ids)
             finally:
                 self._finished(scope, status or 500, time.perf_counter() - began)
-                structlog.contextvars.unbind_contextvars("tenant", "key_id")
+                structlog.contextvars.unbind_contextvars("tenant_id", "key_id")
 
     def _finished(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")

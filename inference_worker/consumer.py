@@ -101,7 +101,9 @@ class Consumer:
 
     async def _work(self, held: Held) -> None:
         claim = held.delivery.claim
-        structlog.contextvars.bind_contextvars(task_id=str(claim.task_id), job_id=str(claim.job_id))
+        structlog.contextvars.bind_contextvars(
+            task_id=str(claim.task_id), job_id=str(claim.job_id), tenant_id=str(claim.tenant_id)
+        )
         try:
             async with self._free_slots:
                 held.begun = True

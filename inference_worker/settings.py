@@ -25,7 +25,7 @@ class WorkerSettings(ProcessSettings):
     read_retry_seconds: float = Field(
         default=20.0,
         ge=0,
-        description="How long one attempt looks for a file that does not appear; all together outlast NFS's caches (60 s)",
+        description="How long one try looks for a file that does not appear; together they outlast NFS's caches (60 s)",
     )
     max_pixels: int = Field(default=100_000_000, gt=0, description="Largest picture that is decoded")
     drain_seconds: float = Field(

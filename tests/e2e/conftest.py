@@ -1,0 +1,101 @@
+"""Two services for all these tests: `up`, as a user starts it, and `strict`, processes with small limits and an engine
+that misbehaves on command."""
+
+import os
+from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import starter_model
+from standalone.postgres import Postgres
+from tests.e2e.service import Installation, Part, Service, Up, start_worker
+from tests.support.engines import HAZARD_ENGINE
+
+STRICT = {
+    "WHARF_MAX_FILE_BYTES": str(2_000_000),
+    "WHARF_MAX_PARTS": "3",
+    "WHARF_MAX_PIXELS": "1000000",
+    "WHARF_MAX_REQUEST_BYTES": "20000",
+    "WHARF_MAX_JOB_INPUTS": "400",
+    "WHARF_MAX_WAIT_SECONDS": "30",
+    "WHARF_DEFAULT_MODEL": "digits",
+}
+HAZARD = {
+    "WHARF_MODEL": str(starter_model.MODEL),
+    "WHARF_ENGINE": HAZARD_ENGINE,
+    "WHARF_TASK_SECONDS": "1.5",
+    "WHARF_MAX_ATTEMPTS": "2",
+    "WHARF_RECONCILE_SECONDS": "0.5",
+}
+
+
+@dataclass(frozen=True)
+class Strict:
+    """`service` has the limits of `STRICT`; `worker` runs `HazardEngine`."""
+
+    service: Service
+    installation: Installation
+    broker: Part
+    worker: Part
+
+
+@pytest.fixture(scope="session")
+def up_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    up = Up(tmp_path_factory.mktemp("up"))
+    try:
+        up.start()
+        yield up
+    finally:
+        up.part.stop()
+
+
+@pytest.fixture(scope="session")
+def up(up_process: Up) -> Service:
+    return up_process.service()
+
+
+@pytest.fixture(scope="session")
+def strict(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strict]:
+    with _database(postgres) as database:
+        installation = Installation(tmp_path_factory.mktemp("strict"), lambda role: postgres.url(role, database))
+        try:
+            service = installation.migrate()
+            broker = installation.broker(**STRICT)
+            worker = installation.worker("hazard", **HAZARD)
+            start_worker(worker)
+            yield Strict(service, installation, broker, worker)
+        finally:
+            installation.stop()
+
+
+@pytest.fixture
+def page() -> bytes:
+    return starter_model.PAGE.read_bytes()
+
+
+@pytest.fixture
+def untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test leaves no row and no staged byte in the services that it uses."""
+    services: list[Service] = []
+    if "up" in request.fixturenames:
+        services.append(request.getfixturevalue("up"))
+    if "strict" in request.fixturenames:
+        services.append(request.getfixturevalue("strict").service)
+    before = [service.traces() for service in services]
+    yield
+    assert [service.traces() for service in services] == before
+    assert all(service.staged() == [] for service in services)
+
+
+@contextmanager
+def _database(postgres: Postgres) -> Iterator[str]:
+    name = f"wharf_{os.urandom(6).hex()}"
+    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+    yield name
+    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]

@@ -1,0 +1,262 @@
+"""The real processes, as tests start, ask, stop and kill them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx
+import psutil
+import psycopg
+
+from tests.support.engines import ENVIRONMENT
+
+START_SECONDS = 60
+WHARF = (sys.executable, "-m", "wharfinger")
+
+TABLES = ("blobs", "files", "jobs", "tasks", "results", "idempotency_keys")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running Wharfinger: where it answers, who may ask, and where its traces are to be found.
+
+    `key` is an admin's of the operator's tenant; `database` the superuser's connection string."""
+
+    url: str
+    key: str
+    database: str
+    volume: Path
+
+    @contextmanager
+    def client(self, key: str | None = None, **more: object) -> Iterator[httpx.Client]:
+        headers = {"Authorization": f"Bearer {self.key if key is None else key}"}
+        with httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **more) as client:  # type: ignore[arg-type]
+            yield client
+
+    def new_key(self, role: str = "writer", tenant: str | None = None) -> str:
+        """The secret of a new key; of a tenant of its own where none is named."""
+        with self.client() as client:
+            wanted = {"name": f"a {role}", "role": role, "tenant": tenant or f"t-{uuid4().hex}"}
+            answer = client.post("/v1/keys", json=wanted)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["secret"])
+
+    def rows(self) -> dict[str, int]:
+        """How many rows each table has, over all tenants."""
+        with psycopg.connect(self.database) as connection:
+            return {table: _count(connection, table) for table in TABLES}
+
+    def ask(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        with psycopg.connect(self.database) as connection:
+            return connection.execute(query, values).fetchall()
+
+    def staged(self) -> list[str]:
+        return sorted(path.name for path in (self.volume / "staging").iterdir() if ".probe-" not in path.name)
+
+    def traces(self) -> tuple[dict[str, int], list[str]]:
+        """What a refused request must leave as it was."""
+        return self.rows(), self.staged()
+
+
+@dataclass
+class Part:
+    """One process of ours, its output in a file."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*WHARF, *self.arguments],
+                env=clean_environment(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def ended(self, seconds: float = 40) -> int:
+        """The exit status, once it has one."""
+        assert self.process is not None
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} did not end in {seconds} s:\n{self.output()}") from None
+
+    def stop(self) -> None:
+        """Nothing of it is left afterwards, whatever the test did to it."""
+        if self.process is None:
+            return
+        tree = family(self.pid)
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(40)
+        for process in tree:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(10)
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def until(self, ready: Callable[[], bool], seconds: float = START_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            assert self.process is not None
+            assert self.process.poll() is None, f"{self.name} ended early:\n{self.output()}"
+            assert time.monotonic() < deadline, f"{self.name} was not ready in {seconds} s:\n{self.output()}"
+            time.sleep(0.05)
+
+
+class Up:
+    """`wharf up` on a folder; it may be started again after it has ended."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.data = folder / "data"
+        self.state = folder / "state"
+        self.port = free_port()
+        arguments = ("up", "--data", str(self.data), "--port", str(self.port))
+        environment = {"XDG_STATE_HOME": str(self.state), **(settings or {})}
+        self.part = Part("wharf up", arguments, environment, folder / "up.log")
+
+    def start(self) -> Service:
+        begin = self.part.log.stat().st_size if self.part.log.exists() else 0
+        self.part.start()
+        self.part.until(lambda: "Wharfinger is ready" in self.part.output()[begin:])
+        service = self.service()
+        assert httpx.get(f"{service.url}/readyz", trust_env=False).status_code == 200
+        return service
+
+    def service(self) -> Service:
+        key = (self.data / "api-key").read_text().strip()
+        return Service(f"http://127.0.0.1:{self.port}", key, self.database(), self.data / "volume")
+
+    def database(self) -> str:
+        running = json.loads((self.data / "postgres" / "running.json").read_text())
+        return f"postgresql://postgres@{quote(running['socket'], safe='')}:5432/wharf"
+
+    def child(self, name: str) -> psutil.Process:
+        """The broker, the worker or postgres, right below the supervisor."""
+        found = [each for each in psutil.Process(self.part.pid).children() if _is(each, name)]
+        assert len(found) == 1, f"{name}: {found}"
+        return found[0]
+
+
+class Installation:
+    """A database and a volume of their own, brought up by `wharf migrate`, and processes that are started one by one
+    on them, each with settings of its own."""
+
+    def __init__(self, folder: Path, database: Callable[[str], str]) -> None:
+        """`database` gives the connection string of a role."""
+        self.folder = folder
+        self.volume = folder / "volume"
+        self._database = database
+        self._parts: list[Part] = []
+        self.port = free_port()
+
+    def migrate(self) -> Service:
+        key = self.folder / "key"
+        migrate = self._part("migrate", ("migrate", "--first-key", str(key)), "postgres", {})
+        migrate.start()
+        assert migrate.ended(30) == 0, migrate.output()
+        return Service(f"http://127.0.0.1:{self.port}", key.read_text().strip(), self._database("postgres"), self.volume)
+
+    def broker(self, **settings: str) -> Part:
+        part = self._part("broker", ("broker",), "wharf_api", {"WHARF_PORT": str(self.port), **settings})
+        part.start()
+        part.until(lambda: answers(f"http://127.0.0.1:{self.port}/livez"))
+        return part
+
+    def worker(self, name: str, **settings: str) -> Part:
+        """Not started yet: `start_worker` does it, as often as a test wants."""
+        more = {"WHARF_INSTANCE": name, "WHARF_HEALTH_PORT": str(free_port()), **ENVIRONMENT, **settings}
+        return self._part(name, ("worker",), "wharf_worker", more)
+
+    def stop(self) -> None:
+        for part in reversed(self._parts):
+            part.stop()
+
+    def _part(self, name: str, arguments: tuple[str, ...], role: str, settings: Mapping[str, str]) -> Part:
+        environment = {"WHARF_DATABASE_URL": self._database(role), "WHARF_VOLUME": str(self.volume), **settings}
+        part = Part(name, arguments, environment, self.folder / f"{name}.log")
+        self._parts.append(part)
+        return part
+
+
+def start_worker(part: Part) -> None:
+    part.start()
+    part.until(lambda: answers(f"http://127.0.0.1:{part.environment['WHARF_HEALTH_PORT']}/readyz"))
+
+
+def clean_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Ours without the WHARF_ settings and proxies of whoever runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHARF_", "XDG_"))}
+    return {**kept, **more}
+
+
+def answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url, trust_env=False, timeout=5).status_code == 200
+    return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """The process and everything below it."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+    """Polls until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def _is(process: psutil.Process, name: str) -> bool:
+    command = process.cmdline()
+    return command[-1:] == [name] or Path(command[0]).name == name if command else False
+
+
+def _count(connection: psycopg.Connection[tuple[object, ...]], table: str) -> int:
+    row = connection.execute(f"SELECT count(*) FROM wharf.{table}").fetchone()  # type: ignore[arg-type]
+    assert row is not None
+    return int(str(row[0]))
