@@ -16,7 +16,7 @@ from custody.wire import Detection, ModelReference, Parameters, Timings
 
 CLAIMED = """
     t.id, t.job_id, t.attempt, t.attempt - t.spared AS spent, t.sha256, t.media_type, t.orientation, j.parameters,
-    extract(epoch FROM t.claimed_at - t.created_at)::float8 * 1000 AS queue_ms, t.tenant_id
+    extract(epoch FROM t.claimed_at - t.created_at)::float8 * 1000 AS queue_ms, t.tenant_id, t.class
 """
 JOB_IS_OPEN = "EXISTS (SELECT FROM wharf.jobs j WHERE j.id = t.job_id AND j.state = 'open')"
 
@@ -77,7 +77,8 @@ class Tasks:
             """,
             {"pool": pool, "worker": worker, "limit": limit, "lease": self.lease_seconds},
         )
-        return sorted((_claim(row) for row in await found.fetchall()), key=lambda claim: claim.task_id)
+        rows = sorted(await found.fetchall(), key=lambda row: (row["class"] == "batch", row["id"]))
+        return [_claim(row) for row in rows]
 
     async def extend(self, transaction: Transaction, claims: Sequence[Claim]) -> set[UUID]:
         """Renews the leases; gives the tasks still held. The others were cancelled or taken over: let go of them."""

@@ -37,6 +37,7 @@ from inference_worker.slots import Slots
 log = structlog.get_logger()
 
 SEEN_EVERY_SECONDS = 5.0
+SLOTLESS_SECONDS = 60.0
 DEAF_SECONDS = 30.0
 """A worker whose event loop has not turned for longer is not alive."""
 
@@ -106,7 +107,8 @@ async def serve(settings: WorkerSettings) -> None:
         for loop in (
             reconciler.run(),
             pulse.beat(),
-            _say_alive(database, settings.instance, model, settings.engine, count),
+            _say_alive(database, settings, model, slots),
+            _stop_without_slots(slots, stop),
         ):
             stack.callback(asyncio.create_task(loop).cancel)
         log.info("worker_ready", model=model.name, version=model.version, slots=count, released=len(released))
@@ -144,14 +146,32 @@ async def _model_files(database: Database, settings: WorkerSettings) -> ModelFil
     return found
 
 
-async def _say_alive(database: Database, worker: str, model: ModelReference, engine: str, slots: int) -> None:
+async def _say_alive(database: Database, settings: WorkerSettings, model: ModelReference, slots: Slots) -> None:
     while True:
         try:
-            async with database.transaction() as transaction:
-                await models.report_worker(transaction, worker=worker, model=model, engine=engine, slots=slots)
+            if slots.ready_count:
+                async with database.transaction() as transaction:
+                    await models.report_worker(
+                        transaction,
+                        worker=settings.instance,
+                        model=model,
+                        engine=settings.engine,
+                        slots=slots.ready_count,
+                    )
         except CustodyError as error:
             log.warning("report_interrupted", code=error.code)
         await asyncio.sleep(SEEN_EVERY_SECONDS)
+
+
+async def _stop_without_slots(slots: Slots, stop: asyncio.Event) -> None:
+    """Ends a worker none of whose slots can be started again, so that its tasks go to others."""
+    last_ready = time.monotonic()
+    while time.monotonic() - last_ready < SLOTLESS_SECONDS:
+        await asyncio.sleep(1)
+        if slots.ready_count:
+            last_ready = time.monotonic()
+    log.error("no_slot_can_be_started", seconds=SLOTLESS_SECONDS)
+    stop.set()
 
 
 class Pulse:

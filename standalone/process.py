@@ -80,8 +80,8 @@ class Process:
         process group is killed."""
         if self._popen.returncode is None:
             await _end_of(self._popen)
-            # Before it is reaped: until then no other process group can bear its number.
-            self.send_group(signal.SIGKILL)
+            # Before it is reaped, where that can be had: until then no other process group can bear its number.
+            _signal_group(self.pid, signal.SIGKILL)
         return self._popen.wait()
 
     async def end(self, *steps: tuple[signal.Signals, float]) -> int:
@@ -102,9 +102,13 @@ class Process:
     def send_group(self, number: signal.Signals) -> None:
         """To the process and all that it started in its session."""
         if self._popen.returncode is None:
-            # macOS answers EPERM where only the dead leader is left of the group.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+            _signal_group(self.pid, number)
+
+
+def _signal_group(leader: int, number: signal.Signals) -> None:
+    # macOS answers EPERM where only the dead leader is left of the group.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)
 
 
 async def _end_of(popen: subprocess.Popen[bytes]) -> None:

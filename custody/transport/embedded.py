@@ -1,5 +1,6 @@
 """The transport of one machine or a small fleet: workers claim from the task rows themselves, woken by notices."""
 
+import time
 from collections.abc import Sequence
 
 from custody.database import Database
@@ -17,12 +18,12 @@ class EmbeddedTransport:
         self._worker = worker
 
     async def receive(self, limit: int, wait_seconds: float) -> Sequence[Delivery]:
-        # Retries come due without a notice: the second look finds them too.
+        deadline = time.monotonic() + wait_seconds
         with self._notices.subscribe(tasks_queued(self._pool)) as subscription:
-            claims = await self._claim(limit)
-            if not claims:
-                await subscription.wait(wait_seconds)
-                claims = await self._claim(limit)
+            # A notice wakes all who wait, and one of them takes the task. Retries come due without a notice: the last
+            # look finds them too.
+            while not (claims := await self._claim(limit)) and (remaining := deadline - time.monotonic()) > 0:
+                await subscription.wait(remaining)
         return [Delivery(claim) for claim in claims]
 
     async def _claim(self, limit: int) -> Sequence[Claim]:

@@ -77,7 +77,7 @@ async def test_output_of_any_length_never_stops_the_program(said):
     assert said[-1] == "worker   | end"
 
 
-async def test_program_goes_on_when_nobody_takes_its_output(notes):
+async def test_program_goes_on_when_nobody_takes_its_output(notes, caplog):
     def broken_pipe(_):
         raise BrokenPipeError
 
@@ -87,6 +87,7 @@ async def test_program_goes_on_when_nobody_takes_its_output(notes):
     assert notes.events() == ["up"]
     await program.stop()
     assert notes.events() == ["up", "SIGTERM", "down"]
+    assert caplog.messages == []
 
 
 async def test_start_returns_once_the_program_says_that_it_is_ready(notes):
@@ -106,14 +107,14 @@ async def test_program_that_is_never_ready_is_stopped_and_named(notes):
     program = Program("broker", python(FOLLOWS, notes.path), write=print, ready=never, ready_seconds=1)
     with pytest.raises(StartError, match="broker was not ready within 1 s"):
         await program.start()
-    assert notes.living() == set()
+    assert notes.survivors() == set()
 
 
 async def test_program_with_patience_spent_is_killed_with_all_that_it_started(notes):
     program = Program("worker", python(STUBBORN, notes.path), write=print, grace_seconds=0.2)
     await program.start()
     await program.stop()
-    assert notes.living() == set()
+    assert notes.survivors() == set()
     assert len(notes.pids()) == 2
 
 
@@ -124,7 +125,7 @@ async def test_end_of_a_program_is_seen_where_the_system_does_not_tell_of_it(not
     await program.start()
     os.kill(notes.pids("up")[0], signal.SIGKILL)
     assert await asyncio.wait_for(program.wait(), 5) == -signal.SIGKILL
-    assert notes.living() == set()
+    assert notes.survivors() == set()
 
 
 @only_linux
@@ -152,13 +153,13 @@ async def test_program_that_was_killed_leaves_nothing_it_started_and_is_started_
         await supervisor.start(program)
         os.kill(notes.pids("up")[0], signal.SIGKILL)
         await until(lambda: len(notes.pids("up")) == 2)
-        assert notes.pids("child")[0] not in notes.living()
+        assert not lives(notes.pids("child")[0])
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(10)
 
     await supervisor.run(set_up)
     assert "wharf    | worker was ended by signal 9 (Killed). Next start in 0.0 s." in said
-    assert notes.living() == set()
+    assert notes.survivors() == set()
 
 
 async def test_program_that_was_ready_once_is_started_again_however_often_it_fails(notes, said):
@@ -205,7 +206,7 @@ async def test_programs_may_be_started_side_by_side_and_one_failure_stops_both(n
     with pytest.raises(StartError):
         await supervisor.run(set_up)
     await asyncio.sleep(0.3)  # Time in which a start that went on would make a process.
-    assert notes.living() == set()
+    assert notes.survivors() == set()
 
 
 async def test_database_outlives_the_broker_which_outlives_the_worker(tmp_path, said):
@@ -308,7 +309,7 @@ def test_second_control_c_kills_at_once(notes, tmp_path):
         assert supervisor.poll() is None
         press("\x03")
         assert supervisor.wait(5) == 0
-    assert notes.living() == set()
+    assert notes.survivors() == set()
     assert left_in(tmp_path) == []
 
 
@@ -378,8 +379,12 @@ class Notes:
     def pids(self, event=None):
         return [int(pid) for what, pid in self._lines() if event in (None, what)]
 
-    def living(self):
-        return {pid for pid in self.pids() if lives(pid)}
+    def survivors(self):
+        """Those that live on; the kernel takes a moment to carry out a kill."""
+        deadline = time.monotonic() + 1
+        while (alive := {pid for pid in self.pids() if lives(pid)}) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return alive
 
     def _lines(self):
         return [line.split() for line in self.path.read_text().splitlines()] if self.path.exists() else []
@@ -387,7 +392,10 @@ class Notes:
 
 @pytest.fixture
 def notes(tmp_path):
-    return Notes(tmp_path / "notes")
+    notes = Notes(tmp_path / "notes")
+    yield notes
+    for pid in notes.survivors():  # Of a test that failed.
+        os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
