@@ -58,7 +58,7 @@ def _command_line(pid: int) -> str:
             return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")).strip()
         except OSError:
             return ""
-    ps = ["ps", "-o", "command=", "-p", str(pid)]
+    ps = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
     said = subprocess.run(ps, capture_output=True, text=True, check=False)
     return said.stdout.strip()
 

@@ -67,9 +67,9 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "could not create shared memory segment": "Too little shared memory is free: end other programs that use it.",
         "could not resize shared memory segment": "Too little shared memory: give the container more (--shm-size).",
         "may not enter": "Postgres refuses to run as root, so it runs as that user.",
+        "Permission denied": "Set the permissions right, or choose another folder (--data).",
         "invalid data in file": "The cluster is damaged: put the folder back from a backup.",
         "pg_control": "The cluster is damaged: put the folder back from a backup.",
-        "Permission denied": "Set the permissions right, or choose another folder (--data).",
     }
 )
 

@@ -317,6 +317,15 @@ async def test_cluster_keeps_its_owner(data):
 
 
 @only_root
+async def test_new_cluster_goes_to_nobody_where_there_is_no_user_postgres(tmp_path, monkeypatch):
+    users = [user for user in pwd.getpwall() if "postgres" not in user.pw_name]
+    monkeypatch.setattr(pwd, "getpwall", lambda: users)
+    async with Postgres(tmp_path / "data", durable=False) as postgres:
+        assert query(postgres, "SELECT 1") == [(1,)]
+        assert psutil.Process(server_of(tmp_path / "data")).username() == "nobody"
+
+
+@only_root
 async def test_cluster_of_root_is_refused_with_the_command_that_helps(data):
     give(data / "cluster", 0)
     with pytest.raises(StartError, match="chown -R "):

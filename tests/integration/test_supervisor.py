@@ -421,7 +421,7 @@ def terminal(code, notes, tmp_path):
 
     try:
         shown = b""
-        while b"all up" not in shown:
+        while b"all up\r\n" not in shown:
             shown += os.read(ours, 1024)
         yield supervisor, press
     finally:
