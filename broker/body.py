@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from typing import TypeVar
 
 from fastapi import Request
@@ -70,14 +71,13 @@ async def read_json(request: Request, kind: type[B], max_bytes: int) -> B:
 
 
 async def _raw(request: Request, service: Service, staged: AsyncExitStack) -> Body:
-    _, options = parse_options_header(request.headers.get("content-disposition", ""))
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > service.settings.max_file_bytes:
         raise CustodyError("file_too_large", f"A file may have {service.settings.max_file_bytes} bytes at most.")
     staging = await staged.enter_async_context(service.volume.stage(service.settings.max_file_bytes))
     async for chunk in request.stream():
         await staging.write(chunk)
-    return Body([await _sealed(service, staging, options.get("filename"))])
+    return Body([await _sealed(service, staging, _declared_name(request.headers.get("content-disposition", "")))])
 
 
 async def _multipart(request: Request, service: Service, staged: AsyncExitStack, part: str, boundary: str) -> Body:
@@ -135,6 +135,13 @@ def clean_filename(name: str | None) -> str | None:
     last = re.split(r"[/\\]", name or "")[-1]
     printable = "".join(c for c in last if c.isprintable()).strip()
     return printable[:255] if printable not in ("", ".", "..") else None
+
+
+def _declared_name(disposition: str) -> str | None:
+    """`filename` or, RFC 6266, `filename*` of a Content-Disposition."""
+    message = Message()
+    message["Content-Disposition"] = disposition
+    return message.get_filename()
 
 
 def _text(data: bytearray, name: str) -> str:

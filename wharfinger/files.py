@@ -26,6 +26,7 @@ class Files:
         return self.upload_source(source_of(picture, filename), progress=progress)
 
     def upload_source(self, source: Source, *, progress: Report | None = None) -> File:
+        """`upload` for what has been opened already."""
         digest = source.sha256()
         if self.holds(digest):
             with suppress(NotFoundError):  # Held a moment ago, and deleted since.

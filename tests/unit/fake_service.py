@@ -45,12 +45,13 @@ class Trouble:
 
 
 class FakeService:
-    """`seconds`: how long a job runs. Bytes that start with `not a picture` are refused at the upload, those that start
-    with `broken` fail in their job."""
+    """`seconds`: how long a job runs; `upload_seconds`: how long an upload waits for its answer. Bytes that start with
+    `not a picture` are refused at the upload, those that start with `broken` fail in their job."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.seconds = 0.0
+        self.upload_seconds = 0.0
         self.requests: list[Request] = []
         self.troubles: list[Trouble] = []
         self.files: dict[UUID, wire.File] = {}
@@ -102,6 +103,7 @@ class FakeService:
         ]
 
     def _upload(self, request: Request) -> tuple[int, Any]:
+        time.sleep(self.upload_seconds)
         parts = [(name, content) for part, name, content in _parts(request) if part == "file"]
         return self._kept(parts, lambda files: (201, wire.FileList(items=files)))
 

@@ -88,7 +88,7 @@ class TestPredict:
     def test_a_folder_means_the_pictures_below_it(self, service: FakeService, pictures: Path) -> None:
         result = wharf("predict", ".")
         assert result.exit_code == 0
-        assert [file.filename for file in service.files.values()] == ["bus.jpg", "bus.PNG"]
+        assert sorted(file.filename or "" for file in service.files.values()) == ["bus.PNG", "bus.jpg"]
         assert result.stdout.index("a/bus.jpg") < result.stdout.index("b/deep/bus.PNG")
 
     def test_a_dash_means_stdin(self, service: FakeService, pictures: Path) -> None:
@@ -249,6 +249,17 @@ class TestWithoutService:
         assert process.returncode == 130
         assert f"wharf jobs cancel {next(iter(service.jobs))}" in stderr
         assert "Traceback" not in stderr
+
+    def test_ctrl_c_does_not_wait_for_uploads_that_hang(self, service: FakeService, pictures: Path) -> None:
+        service.upload_seconds = 60
+        with subprocess.Popen(
+            [sys.executable, "-c", MAIN, "upload", "."], stderr=subprocess.PIPE, text=True
+        ) as process:
+            while not service.made("POST"):
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=5)
+        assert (process.returncode, stderr) == (130, "")
 
 
 class TestUpload:

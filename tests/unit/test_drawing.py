@@ -158,6 +158,13 @@ def test_no_label_breaks_the_drawing(label: str) -> None:
     assert drawn.getpixel((100, 150)) == colour_of(PERSON)
 
 
+def test_a_label_of_several_lines_is_written_on_one() -> None:
+    lines, line = (
+        annotate(canvas(), [detection(100, 80, 300, 220, label=label)]) for label in ("two\nlines", "two lines")
+    )
+    assert lines.tobytes() == line.tobytes()
+
+
 @pytest.mark.parametrize("box", [(300, 220, 100, 80), (500, 400, 600, 500), (-20, -20, -5, -5), (100, 100, 100, 100)])
 def test_no_box_breaks_the_drawing(box: tuple[float, float, float, float]) -> None:
     assert white_text(annotate(canvas(), [detection(*box)])) > 50

@@ -36,7 +36,7 @@ def _add(app: typer.Typer, entry: EntryPoint) -> None:
         help=_HELP.get(entry.name, ""),
         rich_help_panel="Server",
         add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def run(context: typer.Context) -> None:
         try:
