@@ -79,7 +79,8 @@ def _header(file: BinaryIO, kind: str, max_pixels: int) -> Media:
                         "too_many_pixels",
                         f"The picture has {width} x {height} pixels; {max_pixels} are allowed. Send a smaller one.",
                     )
-                orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+                # Of the base class: a PNG's own decodes all pixels first, to look for an Exif chunk behind them.
+                orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
     except CustodyError:
         raise
     except UnidentifiedImageError:

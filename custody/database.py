@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -25,11 +26,14 @@ OLDEST_POSTGRES = 15
 class Database:
     """One pool of connections under one role.
 
-    `url`: a libpq connection string; `name`: what the server's activity view shows; `size`: most connections held."""
+    `url`: a libpq connection string; `name`: what the server's activity view shows; `size`: most connections held;
+    `idle_seconds`: after so long without a word inside a transaction, as of a process that was paused or cut off, the
+    server ends it and lets go of its locks."""
 
-    def __init__(self, url: str, *, name: str, size: int = 16) -> None:
+    def __init__(self, url: str, *, name: str, size: int = 16, idle_seconds: float = 30.0) -> None:
         self._url = url
         self._size = size
+        self._idle_milliseconds = round(idle_seconds * 1000)
         self._pool = AsyncConnectionPool[Transaction](
             url,
             kwargs={"row_factory": dict_row, "application_name": name},
@@ -74,7 +78,7 @@ class Database:
                 raise
             finally:
                 await self._pool.putconn(connection)
-        except (psycopg.OperationalError, PoolTimeout) as error:
+        except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, PoolTimeout) as error:
             raise CustodyError(
                 "database_unavailable",
                 f"The database does not answer ({type(error).__name__}). Nothing was changed; try again shortly.",
@@ -87,7 +91,10 @@ class Database:
         for spare in reversed(range(self._size + 1)):
             connection = await self._pool.getconn()
             try:
-                await connection.execute(SEE_AS, [str(tenant or "")])
+                await connection.execute(
+                    f"{SEE_AS}, set_config('idle_in_transaction_session_timeout', %s, true)",
+                    [str(tenant or ""), str(self._idle_milliseconds)],
+                )
             except BaseException as error:
                 await self._pool.putconn(connection)
                 if spare and isinstance(error, psycopg.OperationalError):
@@ -95,6 +102,28 @@ class Database:
                 raise
             return connection
         raise AssertionError("unreachable: the last try returns or raises")
+
+
+@dataclass(frozen=True)
+class Server:
+    """`clock`: its time, in seconds since 1970."""
+
+    version: str
+    user: str
+    clock: float
+
+
+async def describe(transaction: Transaction) -> Server:
+    """The server that answers, and who we are to it."""
+    found = await transaction.execute(
+        """
+        SELECT current_setting('server_version') AS version, current_user AS "user",
+               extract(epoch FROM clock_timestamp())::float8 AS clock
+        """
+    )
+    row = await found.fetchone()
+    assert row is not None
+    return Server(**row)
 
 
 async def _check(url: str) -> None:

@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from custody.database import Transaction
 from custody.errors import CustodyError, StartError
+from custody.ids import new_id
 from custody.wire import Model, ModelReference, ModelVersion
 
 WORKER_SILENT_SECONDS = 30.0
@@ -44,12 +45,17 @@ def install(source: Path, volume: Path, name: str) -> ModelFiles:
     digest = _digest(parts)
     folder = volume / "models" / name / digest.hex()[:16]
     if not folder.exists():
-        growing = folder.with_name(f".{folder.name}.growing")
-        shutil.rmtree(growing, ignore_errors=True)
+        growing = folder.with_name(f".{new_id()}.growing")
         growing.mkdir(parents=True)
         for part in parts:
             shutil.copyfile(part, growing / part.name)
-        growing.rename(folder)
+        try:
+            growing.rename(folder)
+        except OSError:
+            # Another worker that started at the same time may have been faster.
+            shutil.rmtree(growing)
+            if not folder.exists():
+                raise
     return ModelFiles(name, digest, str((folder / source.name).relative_to(volume)))
 
 

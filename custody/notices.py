@@ -6,7 +6,7 @@ subscribes first, reads then, and reads again every few seconds, so that a lost 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
@@ -99,25 +99,32 @@ class Notices:
         while True:
             await self._to_send.wait()
             self._to_send.clear()
-            while self._unsent:
-                payload = self._next_payload()
-                await connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, payload])
+            unsent, self._unsent = self._unsent, {}
+            try:
+                for payload in _payloads(unsent):
+                    await connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, payload])
+            except psycopg.OperationalError:
+                # A restart of the server is found out here, by the first notice after it. Telling twice does no harm.
+                self._unsent = {**unsent, **self._unsent}
+                self._to_send.set()
+                raise
             await asyncio.sleep(PAUSE_SECONDS)
-
-    def _next_payload(self) -> str:
-        topics: list[str] = []
-        size = 0
-        for topic in list(self._unsent):
-            size += len(topic) + 1
-            if size > PAYLOAD_BYTES:
-                break
-            del self._unsent[topic]
-            topics.append(topic)
-        return "\n".join(topics)
 
     def _wake(self, topic: str) -> None:
         for event in self._waiting.get(topic, ()):
             event.set()
+
+
+def _payloads(topics: Iterable[str]) -> Iterator[str]:
+    """As many topics in each as the server takes."""
+    gathered = ""
+    for topic in topics:
+        if gathered and len(gathered) + len(topic) > PAYLOAD_BYTES:
+            yield gathered
+            gathered = ""
+        gathered += f"\n{topic}" if gathered else topic
+    if gathered:
+        yield gathered
 
 
 class Subscription:

@@ -18,7 +18,18 @@ CLAIMED = """
     t.id, t.job_id, t.attempt, t.attempt - t.spared AS spent, t.sha256, t.media_type, t.orientation, j.parameters,
     extract(epoch FROM t.claimed_at - t.created_at)::float8 * 1000 AS queue_ms, t.tenant_id, t.class
 """
-JOB_IS_OPEN = "EXISTS (SELECT FROM wharf.jobs j WHERE j.id = t.job_id AND j.state = 'open')"
+
+# No EXISTS: as a join, the planner may begin with the open jobs and sort all that is queued, for each claim.
+JOB_IS_OPEN = "(SELECT j.state FROM wharf.jobs j WHERE j.id = t.job_id) = 'open'"
+
+# Locked in id order, as a cancel locks them: two that lock several tasks never wait in a circle.
+HELD = """
+    held AS MATERIALIZED (
+        SELECT t.id FROM wharf.tasks t
+        JOIN unnest(%(tasks)s::uuid[], %(attempts)s::int[]) AS claimed (id, attempt) USING (id, attempt)
+        WHERE t.state = 'running' ORDER BY t.id FOR UPDATE OF t
+    )
+"""
 
 
 @dataclass(frozen=True)
@@ -84,16 +95,12 @@ class Tasks:
         """Renews the leases; gives the tasks still held. The others were cancelled or taken over: let go of them."""
         found = await transaction.execute(
             f"""
+            WITH {HELD}
             UPDATE wharf.tasks t SET lease_until = now() + make_interval(secs => %(lease)s)
-            FROM unnest(%(tasks)s::uuid[], %(attempts)s::int[]) AS held (id, attempt)
-            WHERE t.id = held.id AND t.attempt = held.attempt AND t.state = 'running' AND {JOB_IS_OPEN}
+            FROM held WHERE t.id = held.id AND {JOB_IS_OPEN}
             RETURNING t.id
             """,
-            {
-                "lease": self.lease_seconds,
-                "tasks": [claim.task_id for claim in claims],
-                "attempts": [claim.attempt for claim in claims],
-            },
+            {"lease": self.lease_seconds, **_named(claims)},
         )
         return {row["id"] for row in await found.fetchall()}
 
@@ -165,12 +172,12 @@ class Tasks:
     async def give_back(self, transaction: Transaction, claims: Sequence[Claim]) -> None:
         """Queues tasks that were claimed and never begun; the attempt does not count."""
         await transaction.execute(
-            """
+            f"""
+            WITH {HELD}
             UPDATE wharf.tasks t SET state = 'queued', lease_until = NULL, spared = t.spared + 1
-            FROM unnest(%s::uuid[], %s::int[]) AS held (id, attempt)
-            WHERE t.id = held.id AND t.attempt = held.attempt AND t.state = 'running'
+            FROM held WHERE t.id = held.id
             """,
-            [[claim.task_id for claim in claims], [claim.attempt for claim in claims]],
+            _named(claims),
         )
 
     async def give_back_former(self, transaction: Transaction, worker: str) -> list[Ended]:
@@ -218,6 +225,10 @@ class Tasks:
     @property
     def _spent(self) -> str:
         return f"t.attempt - t.spared >= {self._max_attempts:d}"
+
+
+def _named(claims: Sequence[Claim]) -> dict[str, object]:
+    return {"tasks": [claim.task_id for claim in claims], "attempts": [claim.attempt for claim in claims]}
 
 
 def _claim(row: DictRow) -> Claim:

@@ -62,7 +62,13 @@ async def serve(settings: WorkerSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            Database(settings.database_url.get_secret_value(), name="wharf worker", size=8)
+            Database(
+                settings.database_url.get_secret_value(),
+                name="wharf worker",
+                size=8,
+                # A worker that is paused inside a transaction keeps its tasks no longer than any other silent one.
+                idle_seconds=settings.lease_seconds,
+            )
         )
         async with database.transaction() as transaction:
             await check_volume(transaction, Volume(settings.volume, instance=settings.instance))

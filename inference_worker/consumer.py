@@ -123,7 +123,8 @@ class Consumer:
             state = await self._write_end(transaction, claim, outcome)
         self._metrics.tasks.labels(self._model.name, state).inc()
         log.info("task_ended", state=state, attempt=claim.attempt, code=getattr(outcome, "code", None))
-        if state in ("succeeded", "failed"):
+        # Also where it is void: it may be the first try's end, cut off before the finish.
+        if state != "queued":
             async with self._database.transaction() as transaction:
                 job_has_ended = await self._jobs.finish(transaction, claim.job_id)
             if job_has_ended:
@@ -192,7 +193,11 @@ class Consumer:
             one.working.cancel()
         await asyncio.gather(*(one.working for one in several), return_exceptions=True)
         if several:
-            await self._transport.give_back([one.delivery for one in several])
+            try:
+                await self._transport.give_back([one.delivery for one in several])
+            except CustodyError as error:
+                # Their leases run out; what has begun is still worth finishing.
+                log.warning("not_given_back", code=error.code, detail=error.detail)
 
 
 def backoff_seconds(spent: int) -> float:

@@ -15,7 +15,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from custody.database import Database
+from custody.database import Database, describe
 from custody.errors import CustodyError, StartError
 from custody.installation import check_volume
 from custody.models import list_models
@@ -120,15 +120,9 @@ async def _database(set_up: SetUp) -> list[Finding]:
 
 async def _look_inside(database: Database, volume: Path | None) -> list[Finding]:
     async with database.transaction() as transaction:
-        found = await transaction.execute(
-            """SELECT current_setting('server_version') AS version, current_user AS "user",
-                      extract(epoch FROM clock_timestamp())::float8 AS clock"""
-        )
-        row = await found.fetchone()
-        assert row is not None
-        skew = abs(row["clock"] - time.time())
-        findings = [Finding("database", "ok", f"PostgreSQL {row['version']} answers {row['user']}")]
-        findings.append(_clock("the database's", skew))
+        server = await describe(transaction)
+        findings = [Finding("database", "ok", f"PostgreSQL {server.version} answers {server.user}")]
+        findings.append(_clock("the database's", abs(server.clock - time.time())))
         models = await list_models(transaction)
         if volume is not None:
             try:

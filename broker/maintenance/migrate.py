@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -45,9 +46,16 @@ async def migrate(owner_url: str, volume: Volume | None) -> list[str]:
     `owner_url` logs in as a role that owns the database or is a superuser. Without a `volume` only the database is
     brought up. Raises `StartError`."""
     async with await connect(owner_url) as connection:
-        await _ensure_roles(connection)
         await connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
-        await _become_owner(connection)
+        try:
+            await _ensure_roles(connection)
+            await _become_owner(connection)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise StartError(
+                f"{connection.info.user} may not set up the roles ({str(error).strip()}). Have a DBA run what "
+                "`wharf migrate --print-roles` prints, then `GRANT wharf_owner TO` this user and "
+                f"`GRANT CREATE ON DATABASE {connection.info.dbname} TO wharf_owner`, and try again."
+            ) from error
         applied = [await _apply(connection, migration) for migration in await _missing(connection)]
         if volume is not None:
             volume.prepare(await _volume_id(connection, volume))
@@ -132,22 +140,30 @@ async def connect(url: str) -> AsyncConnection[DictRow]:
 
 
 async def _ensure_roles(connection: AsyncConnection[DictRow]) -> None:
-    missing = [role for role in ROLES if not await _exists(connection, role)]
-    try:
-        for role in missing:
+    for role in ROLES:
+        if not await _exists(connection, role):
             statement = re.search(rf"^CREATE ROLE {role}\b[^;]*;", roles_script(), re.MULTILINE)
             assert statement is not None
-            await connection.execute(statement[0].encode())
+            # The migration of another database of this server may be at it too.
+            with suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+                await connection.execute(statement[0].encode())
+    # What a DBA has granted already is not granted again: that would take the DBA's rights.
+    become = "SET" if connection.info.server_version >= 160000 else "MEMBER"
+    found = await connection.execute(
+        """
+        SELECT pg_has_role('wharf_owner', %s) AS member,
+               has_database_privilege('wharf_owner', current_database(), 'CREATE') AS creator
+        """,
+        [become],
+    )
+    granted = await found.fetchone()
+    assert granted is not None
+    if not granted["member"]:
         await connection.execute("GRANT wharf_owner TO current_user")
+    if not granted["creator"]:
         await connection.execute(
             sql.SQL("GRANT CREATE ON DATABASE {} TO wharf_owner").format(sql.Identifier(connection.info.dbname))
         )
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise StartError(
-            f"{connection.info.user} may not set up the roles ({str(error).strip()}). Have a DBA run what "
-            "`wharf migrate --print-roles` prints, then `GRANT wharf_owner TO` this user and "
-            f"`GRANT CREATE ON DATABASE {connection.info.dbname} TO wharf_owner`, and try again."
-        ) from error
 
 
 async def _become_owner(connection: AsyncConnection[DictRow]) -> None:

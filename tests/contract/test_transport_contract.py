@@ -58,9 +58,11 @@ async def test_no_more_are_delivered_than_were_asked_for(domain, transports, ten
     await domain.submit(tenant, inputs=5)
     await transports.announce()
     transport = await transports.connect("w1")
-    sizes = [len(await transport.receive(2, PATIENCE_SECONDS)) for _ in range(3)]
-    assert sum(sizes) <= 5
-    assert max(sizes) <= 2
+    received = 0
+    while received < 5:
+        found = await transport.receive(2, PATIENCE_SECONDS)
+        assert 1 <= len(found) <= 2
+        received += len(found)
 
 
 async def test_no_two_workers_hold_one_task_at_once(domain, transports, tenant):

@@ -2,17 +2,15 @@
 that misbehaves on command."""
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import psycopg
 import pytest
 
 import starter_model
 from standalone.postgres import Postgres
-from tests.e2e.service import Installation, Part, Service, Up, start_worker
+from tests.e2e.service import Installation, Service, Strict, Up, start_worker
 from tests.support.engines import HAZARD_ENGINE
 
 STRICT = {
@@ -30,17 +28,8 @@ HAZARD = {
     "WHARF_TASK_SECONDS": "1.5",
     "WHARF_MAX_ATTEMPTS": "2",
     "WHARF_RECONCILE_SECONDS": "0.5",
+    "WHARF_LEASE_SECONDS": "3",
 }
-
-
-@dataclass(frozen=True)
-class Strict:
-    """`service` has the limits of `STRICT`; `worker` runs `HazardEngine`."""
-
-    service: Service
-    installation: Installation
-    broker: Part
-    worker: Part
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +84,7 @@ def untouched(request: pytest.FixtureRequest) -> Iterator[None]:
 def _database(postgres: Postgres) -> Iterator[str]:
     name = f"wharf_{os.urandom(6).hex()}"
     with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+        connection.execute(f"CREATE DATABASE {name}")
     yield name
     with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -40,7 +40,7 @@ class Service:
     @contextmanager
     def client(self, key: str | None = None, **more: object) -> Iterator[httpx.Client]:
         headers = {"Authorization": f"Bearer {self.key if key is None else key}"}
-        with httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **more) as client:  # type: ignore[arg-type]
+        with httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **more) as client:
             yield client
 
     def new_key(self, role: str = "writer", tenant: str | None = None) -> str:
@@ -64,7 +64,9 @@ class Service:
         return sorted(path.name for path in (self.volume / "staging").iterdir() if ".probe-" not in path.name)
 
     def traces(self) -> tuple[dict[str, int], list[str]]:
-        """What a refused request must leave as it was."""
+        """What a refused request must leave as it was; taken once all work is done."""
+        open_tasks = "SELECT FROM wharf.tasks WHERE state IN ('queued', 'running')"
+        until(lambda: not self.ask(open_tasks), "all tasks have ended")
         return self.rows(), self.staged()
 
 
@@ -182,7 +184,9 @@ class Installation:
         migrate = self._part("migrate", ("migrate", "--first-key", str(key)), "postgres", {})
         migrate.start()
         assert migrate.ended(30) == 0, migrate.output()
-        return Service(f"http://127.0.0.1:{self.port}", key.read_text().strip(), self._database("postgres"), self.volume)
+        return Service(
+            f"http://127.0.0.1:{self.port}", key.read_text().strip(), self._database("postgres"), self.volume
+        )
 
     def broker(self, **settings: str) -> Part:
         part = self._part("broker", ("broker",), "wharf_api", {"WHARF_PORT": str(self.port), **settings})
@@ -204,6 +208,16 @@ class Installation:
         part = Part(name, arguments, environment, self.folder / f"{name}.log")
         self._parts.append(part)
         return part
+
+
+@dataclass(frozen=True)
+class Strict:
+    """The service of the fixture `strict`: small limits, and a worker with `HazardEngine`."""
+
+    service: Service
+    installation: Installation
+    broker: Part
+    worker: Part
 
 
 def start_worker(part: Part) -> None:
@@ -257,6 +271,6 @@ def _is(process: psutil.Process, name: str) -> bool:
 
 
 def _count(connection: psycopg.Connection[tuple[object, ...]], table: str) -> int:
-    row = connection.execute(f"SELECT count(*) FROM wharf.{table}").fetchone()  # type: ignore[arg-type]
+    row = connection.execute(f"SELECT count(*) FROM wharf.{table}").fetchone()
     assert row is not None
     return int(str(row[0]))

@@ -7,8 +7,7 @@ import pytest
 
 from tests.e2e import boxes
 from tests.e2e.boxes import Seen
-from tests.e2e.conftest import Strict
-from tests.e2e.service import start_worker
+from tests.e2e.service import Strict, start_worker
 from tests.support.shared import BUS, YOLO11N, ZIDANE, needs_shared
 
 pytestmark = needs_shared

@@ -1,0 +1,294 @@
+"""Jobs: what submission makes, the finish rule, cancel, and what a user sees meanwhile."""
+
+import asyncio
+import random
+
+import psycopg
+import pytest
+
+from custody.jobs import Jobs
+from custody.wire import JobState, Parameters, Priority
+from tests.support.domain import DETECTIONS, MODEL, TIMINGS
+
+pytestmark = pytest.mark.postgres
+
+
+async def test_a_new_job_is_queued_and_has_one_queued_input_for_each_file(domain, acme):
+    first, second = [(await domain.keep(acme, text, f"{text.decode()}.png")).files[0] for text in (b"one", b"two")]
+    job = await domain.get(acme, await domain.submit_on(acme, [first.id, second.id, first.id]))
+    assert (job.state, job.finished_at) == (JobState.QUEUED, None)
+    assert (job.progress.done, job.progress.failed, job.progress.total) == (0, 0, 3)
+    assert [result.input for result in job.results] == [0, 1, 2]
+    assert [result.filename for result in job.results] == ["one.png", "two.png", "one.png"]
+    assert [result.sha256 for result in job.results] == [first.sha256, second.sha256, first.sha256]
+    assert {(result.state, result.attempts, result.detections) for result in job.results} == {("queued", 0, None)}
+
+
+async def test_a_claimed_job_is_running_until_it_ends(domain, acme):
+    job = await domain.submit(acme, inputs=2)
+    claims = await domain.claim(2)
+    assert (await domain.get(acme, job)).state is JobState.RUNNING
+    assert not await domain.end(claims[0])
+    running = await domain.get(acme, job)
+    assert (running.state, running.progress.done) == (JobState.RUNNING, 1)
+    assert await domain.end(claims[1])
+    ended = await domain.get(acme, job)
+    assert (ended.state, ended.progress.done) == (JobState.SUCCEEDED, 2)
+    assert ended.finished_at is not None
+
+
+async def test_a_job_whose_tasks_were_all_given_back_is_queued_again(domain, acme):
+    job = await domain.submit(acme)
+    claims = await domain.claim()
+    async with domain.worker.transaction() as transaction:
+        await domain.tasks.give_back(transaction, claims)
+    assert (await domain.get(acme, job)).state is JobState.QUEUED
+
+
+async def test_a_result_names_all_that_brought_it_about(domain, acme):
+    job = await domain.submit(acme)
+    [claim] = await domain.claim()
+    await domain.end(claim)
+    [result] = (await domain.get(acme, job)).results
+    assert (result.state, result.attempts, result.cached, result.error) == ("succeeded", 1, False, None)
+    assert (result.model, result.parameters) == (MODEL, Parameters())
+    assert (result.detections, result.timings) == (DETECTIONS, TIMINGS)
+
+
+async def test_one_failed_input_fails_the_job_and_the_other_results_stay_readable(domain, acme):
+    job = await domain.submit(acme, inputs=3)
+    first, second, third = await domain.claim(3)
+    await domain.end(first)
+    await domain.fail(second)
+    assert not await domain.finish(job)
+    assert await domain.end(third)
+    ended = await domain.get(acme, job)
+    assert ended.state is JobState.FAILED
+    assert (ended.progress.done, ended.progress.failed) == (2, 1)
+    by_task = {row["id"]: row["input"] for row in domain.rows("SELECT id, input FROM wharf.tasks")}
+    for result in ended.results:
+        failed = result.input == by_task[second.task_id]
+        assert (result.error.code if result.error else None) == ("undecodable_image" if failed else None)
+        assert result.detections == (None if failed else DETECTIONS)
+
+
+async def test_an_ended_job_is_written_no_more(domain, acme):
+    job = await domain.submit(acme)
+    [claim] = await domain.claim()
+    assert await domain.end(claim)
+    ended = await domain.get(acme, job)
+    assert not await domain.finish(job)
+    assert not await domain.cancel(acme, job)
+    assert await domain.get(acme, job) == ended
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "state = 'succeeded', finished_at = now()",
+        "state = 'succeeded', finished_at = now(), done = 1, failed = 1",
+        "state = 'failed', finished_at = now(), done = 2, failed = 0",
+        "state = 'failed', finished_at = now(), done = 1, failed = 0",
+        "state = 'cancelled'",
+        "finished_at = now()",
+        "done = 1, failed = 0",
+        "state = 'lost', finished_at = now()",
+    ],
+)
+async def test_the_database_refuses_a_state_that_contradicts_itself(domain, acme, change):
+    job = await domain.submit(acme, inputs=2)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        domain.rows(f"UPDATE wharf.jobs SET {change} WHERE id = %s", [job])
+
+
+async def test_the_last_two_tasks_ending_at_the_same_moment_finish_the_job_once(domain, acme):
+    """A thousand times. Half of the pairs commit their ends together, each unseen by the other; the other half begin
+    their ends together."""
+    kept = await domain.keep(acme, b"a picture")
+    files = [kept.files[0].id] * 2
+    jobs = [await domain.submit_on(acme, files) for _ in range(1000)]
+    pairs = {job: [] for job in jobs}
+    for claim in await domain.claim(2000):
+        pairs[claim.job_id].append(claim)
+
+    async def end(claim, barrier, *, wait_before_commit, fails) -> bool:
+        if not wait_before_commit:
+            await barrier.wait()
+        async with domain.worker.transaction() as transaction:
+            if fails:
+                assert await domain.tasks.fail(transaction, claim, code="undecodable_image", detail="No picture.")
+            else:
+                assert await domain.tasks.succeed(
+                    transaction, claim, model=MODEL, detections=DETECTIONS, timings=TIMINGS
+                )
+            if wait_before_commit:
+                await barrier.wait()
+        return await domain.finish(claim.job_id)
+
+    async def end_both(number, job) -> int:
+        barrier = asyncio.Barrier(2)
+        ends = (
+            end(claim, barrier, wait_before_commit=number % 2 == 0, fails=number % 3 == 0 and claim is pairs[job][0])
+            for claim in pairs[job]
+        )
+        return sum(await asyncio.gather(*ends))
+
+    for number, job in enumerate(jobs):
+        assert await end_both(number, job) == 1
+    found = domain.rows("SELECT id, state, done, failed FROM wharf.jobs ORDER BY id")
+    assert [(row["state"], row["done"], row["failed"]) for row in found] == [
+        ("failed", 1, 1) if number % 3 == 0 else ("succeeded", 2, 0) for number in range(1000)
+    ]
+
+
+async def test_a_finish_that_cannot_see_the_other_end_yet_leaves_the_job_to_it(domain, acme):
+    job = await domain.submit(acme, inputs=2)
+    first, second = await domain.claim(2)
+    async with domain.worker.transaction() as transaction:
+        await domain.tasks.succeed(transaction, first, model=MODEL, detections=[], timings=TIMINGS)
+        assert not await domain.end(second)
+    assert await domain.finish(job)
+
+
+async def test_cancel_ends_what_has_not_ended_and_keeps_what_has(domain, acme):
+    job = await domain.submit(acme, inputs=4)
+    claims = await domain.claim(3)
+    await domain.end(claims[0])
+    await domain.fail(claims[1])
+    assert await domain.cancel(acme, job)
+    assert not await domain.cancel(acme, job)
+    cancelled = await domain.get(acme, job)
+    assert cancelled.state is JobState.CANCELLED
+    assert (cancelled.progress.done, cancelled.progress.failed, cancelled.progress.total) == (1, 1, 4)
+    assert sorted(domain.task_states(job)) == ["cancelled", "cancelled", "failed", "succeeded"]
+    assert sum(result.detections is not None for result in cancelled.results) == 1
+
+
+async def test_cancel_and_the_last_end_at_once_leave_one_of_the_two_and_true_counts(domain, acme):
+    """Two hundred times."""
+    kept = await domain.keep(acme, b"a picture")
+    outcomes = set()
+    for _ in range(200):
+        job = await domain.submit_on(acme, [kept.files[0].id] * 2)
+        claims = await domain.claim(2)
+
+        async def after(seconds, call):
+            await asyncio.sleep(seconds)
+            return await call
+
+        cancelled, *finished = await asyncio.gather(
+            after(random.uniform(0, 0.003), domain.cancel(acme, job)),
+            *(after(random.uniform(0, 0.003), domain.end(claim)) for claim in claims),
+        )
+        assert cancelled + sum(finished) == 1
+        [row] = domain.rows("SELECT state, done, failed FROM wharf.jobs WHERE id = %s", [job])
+        states = domain.task_states(job)
+        assert row["state"] == ("cancelled" if cancelled else "succeeded")
+        assert (row["done"], row["failed"]) == (states.count("succeeded"), 0)
+        assert set(states) <= {"succeeded", "cancelled"}
+        assert cancelled or states == ["succeeded", "succeeded"]
+        [stored] = domain.rows(
+            "SELECT count(*) FROM wharf.results r JOIN wharf.tasks t ON t.id = r.task_id WHERE job_id = %s", [job]
+        )
+        assert stored["count"] == row["done"]
+        outcomes.add((row["state"], row["done"]))
+    assert len(outcomes) > 1
+
+
+async def test_many_who_cancel_one_job_at_once_end_it_once(domain, acme):
+    job = await domain.submit(acme, inputs=50)
+    await domain.claim(20)
+    cancelled = await asyncio.gather(*(domain.cancel(acme, job) for _ in range(8)))
+    assert sum(cancelled) == 1
+    assert set(domain.task_states(job)) == {"cancelled"}
+
+
+async def test_a_cancel_and_those_who_hold_its_tasks_never_wait_in_a_circle(domain, acme):
+    """A deadlock would be an error in one of them: each locks many tasks, and claims are held in any order."""
+    for _ in range(20):
+        job = await domain.submit(acme, inputs=60)
+        claims = await domain.claim(60)
+        random.shuffle(claims)
+
+        async def held(change, claims=claims):
+            async with domain.worker.transaction() as transaction:
+                await change(transaction, claims)
+
+        await asyncio.gather(
+            held(domain.tasks.extend),
+            domain.follow_cancel(acme, job),
+            held(domain.tasks.extend),
+            domain.follow_cancel(acme, job),
+            held(domain.tasks.give_back),
+        )
+
+
+async def test_lists_are_newest_first_and_page_by_the_last_id(domain, acme):
+    jobs = [await domain.submit(acme) for _ in range(5)]
+    pages, before = [], None
+    for _ in range(3):
+        async with domain.api.transaction(acme) as transaction:
+            page = await domain.jobs.page(transaction, before=before, limit=2)
+        pages += [job.id for job in page]
+        before = page[-1].id
+    assert pages == jobs[::-1]
+
+
+async def test_lists_are_filtered_by_state_model_and_metadata(domain, acme):
+    queued, running, done, other = [
+        await domain.submit(acme, pool=pool) for pool in ("digits", "digits", "digits", "birds")
+    ]
+    # The oldest are claimed first: what is named `queued` here is the one left over.
+    first, second = await domain.claim(2)
+    await domain.end(first)
+    queued, running, done = done, second.job_id, first.job_id
+    domain.rows("""UPDATE wharf.jobs SET metadata = '{"batch": 7, "who": "me"}' WHERE id = %s""", [other])
+
+    async def listed(**filters) -> set:
+        async with domain.api.transaction(acme) as transaction:
+            return {job.id for job in await Jobs().page(transaction, before=None, limit=10, **filters)}
+
+    assert await listed(state=JobState.QUEUED) == {queued, other}
+    assert await listed(state=JobState.RUNNING) == {running}
+    assert await listed(state=JobState.SUCCEEDED) == {done}
+    assert await listed(state=JobState.CANCELLED) == set()
+    assert await listed(model="birds") == {other}
+    assert await listed(metadata={"batch": 7}) == {other}
+    assert await listed(metadata={"batch": 8}) == set()
+    assert await listed() == {queued, running, done, other}
+
+
+async def test_results_page_by_the_last_input_and_large_jobs_carry_none_inline(domain, acme):
+    job = await domain.submit(acme, inputs=101)
+    assert (await domain.get(acme, job)).results is None
+    inputs, after = [], None
+    async with domain.api.transaction(acme) as transaction:
+        while page := await domain.jobs.results(transaction, job, after=after, limit=40):
+            inputs += [result.input for result in page]
+            after = page[-1].input
+    assert inputs == list(range(101))
+
+
+async def test_an_open_jobs_progress_is_counted_once_a_second_however_many_watch(domain, acme):
+    job = await domain.submit(acme, inputs=2)
+    claims = await domain.claim(2)
+
+    async def seen() -> int:
+        async with domain.api.transaction(acme) as transaction:
+            return (await domain.jobs.get(transaction, job)).progress.done
+
+    assert await seen() == 0
+    await domain.succeed(claims[0])
+    assert await seen() == 0
+    await asyncio.sleep(1.1)
+    assert await seen() == 1
+    await domain.end(claims[1])
+    assert await seen() == 2
+
+
+async def test_a_jobs_priority_is_its_tasks_class(domain, acme):
+    job = await domain.submit(acme, priority=Priority.BATCH)
+    assert domain.rows("SELECT class, pool FROM wharf.tasks WHERE job_id = %s", [job]) == [
+        {"class": "batch", "pool": "digits"}
+    ]
+    assert (await domain.get(acme, job)).priority is Priority.BATCH

@@ -1,0 +1,157 @@
+"""Models: versions by their bytes, and the workers that serve them."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+
+import pytest
+
+from custody import models
+from custody.errors import CustodyError, StartError
+from custody.models import ModelFiles, Registration
+from custody.wire import ModelReference
+
+
+def registration(content: bytes, name: str = "digits") -> Registration:
+    digest = sha256(content).digest()
+    files = ModelFiles(name, digest, f"models/{name}/{digest.hex()[:16]}/{name}.onnx")
+    return Registration(files, "detect", ["zero", "one"], 320, 256)
+
+
+async def register(domain, content: bytes, name: str = "digits") -> ModelReference:
+    async with domain.worker.transaction() as transaction:
+        return await models.register(transaction, registration(content, name))
+
+
+async def test_the_same_bytes_are_the_same_version_and_others_the_next(domain):
+    versions = [(await register(domain, content)).version for content in (b"one", b"two", b"one", b"three", b"two")]
+    assert versions == [1, 2, 1, 3, 2]
+    reference = await register(domain, b"one", "birds")
+    assert reference == ModelReference(name="birds", version=1, digest=sha256(b"one").hexdigest())
+
+
+async def test_workers_that_register_at_once_agree_on_the_versions(domain):
+    async with domain.worker.transaction() as transaction:
+        first = await models.register(transaction, registration(b"one"))
+        others = [asyncio.create_task(register(domain, content)) for content in (b"one", b"two", b"two", b"three")]
+        await asyncio.sleep(0.1)
+    references = [first, *[await other for other in others]]
+    by_digest = {reference.digest: reference.version for reference in references}
+    assert sorted(by_digest.values()) == [1, 2, 3]
+    assert {(reference.digest, reference.version) for reference in references} == set(by_digest.items())
+
+
+async def test_the_newest_active_version_is_the_one_to_serve(domain):
+    for content in (b"one", b"two", b"three"):
+        await register(domain, content)
+    domain.rows("UPDATE wharf.models SET state = 'retired' WHERE version = 3")
+    async with domain.worker.transaction() as transaction:
+        assert await models.newest_path(transaction, "digits") == registration(b"two").files
+        assert await models.newest_path(transaction, "birds") is None
+
+
+async def test_a_request_that_names_no_model_gets_the_only_one(domain, acme):
+    async def resolve(name: str | None) -> str:
+        async with domain.api.transaction(acme) as transaction:
+            return await models.resolve(transaction, name)
+
+    async def code_of(name: str | None) -> tuple[str, str]:
+        with pytest.raises(CustodyError) as refused:
+            await resolve(name)
+        return refused.value.code, refused.value.field
+
+    not_found = ("model_not_found", "model")
+    assert await code_of(None) == not_found
+    await register(domain, b"one")
+    await register(domain, b"two")
+    assert await resolve(None) == await resolve("digits") == "digits"
+    assert await code_of("birds") == not_found
+    await register(domain, b"one", "birds")
+    assert await resolve("birds") == "birds"
+    assert await code_of(None) == not_found
+    domain.rows("UPDATE wharf.models SET state = 'retired' WHERE name = 'digits'")
+    assert await resolve(None) == "birds"
+    assert await code_of("digits") == not_found
+
+
+async def test_a_listed_model_tells_its_versions_and_its_living_workers(domain, acme):
+    digits = [await register(domain, content) for content in (b"one", b"two")]
+    birds = await register(domain, b"one", "birds")
+
+    async def report(worker: str, model: ModelReference) -> None:
+        async with domain.worker.transaction() as transaction:
+            await models.report_worker(transaction, worker=worker, model=model, engine="openvino", slots=2)
+
+    async def listed(name: str | None = None):
+        async with domain.api.transaction(acme) as transaction:
+            return await models.list_models(transaction, name)
+
+    await report("w1", digits[0])
+    await report("w2", digits[1])
+    await report("w2", digits[1])
+    await report("silent", digits[1])
+    await report("w3", birds)
+    domain.rows("UPDATE wharf.workers SET seen_at = now() - interval '31 seconds' WHERE name = 'silent'")
+    [first, second] = await listed()
+    assert (first.name, first.ready_workers, [one.version for one in first.versions]) == ("birds", 1, [1])
+    assert (second.name, second.ready_workers, [one.version for one in second.versions]) == ("digits", 2, [2, 1])
+    [version] = first.versions
+    assert (version.digest, version.task, version.classes) == (birds.digest, "detect", ["zero", "one"])
+    assert (version.input_width, version.input_height, version.state) == (320, 256, "active")
+    assert await listed("birds") == [first]
+    assert await listed("fish") == []
+    async with domain.worker.transaction() as transaction:
+        await models.forget_worker(transaction, "w1")
+    assert (await listed("digits"))[0].ready_workers == 1
+
+
+# Installing
+
+
+def test_a_model_is_copied_once_under_its_digest(tmp_path):
+    source = tmp_path / "digits.onnx"
+    source.write_bytes(b"a model")
+    volume = tmp_path / "volume"
+    files = models.install(source, volume, "digits")
+    assert files.digest == sha256(b"a model").digest()
+    assert files.path == f"models/digits/{files.digest.hex()[:16]}/digits.onnx"
+    assert (volume / files.path).read_bytes() == b"a model"
+    before = (volume / files.path).stat()
+    assert models.install(source, volume, "digits") == files
+    assert (volume / files.path).stat().st_ino == before.st_ino
+    source.write_bytes(b"another model")
+    assert models.install(source, volume, "digits").path != files.path
+
+
+def test_an_openvino_model_brings_its_weights_and_metadata_along(tmp_path):
+    source = tmp_path / "digits.xml"
+    source.write_bytes(b"<net/>")
+    with pytest.raises(StartError, match=r"digits\.bin is missing"):
+        models.install(source, tmp_path / "volume", "digits")
+    (tmp_path / "digits.bin").write_bytes(b"weights")
+    first = models.install(source, tmp_path / "volume", "digits")
+    assert {path.name for path in (tmp_path / "volume" / first.path).parent.iterdir()} == {"digits.xml", "digits.bin"}
+    (tmp_path / "metadata.yaml").write_bytes(b"task: detect")
+    second = models.install(source, tmp_path / "volume", "digits")
+    assert second.digest != first.digest
+    assert (tmp_path / "volume" / second.path).with_name("metadata.yaml").read_bytes() == b"task: detect"
+
+
+def test_workers_that_install_at_once_leave_one_whole_model(tmp_path):
+    source = tmp_path / "digits.onnx"
+    source.write_bytes(bytes(3_000_000))
+    volume = tmp_path / "volume"
+    with ThreadPoolExecutor(8) as threads:
+        installed = list(threads.map(lambda _: models.install(source, volume, "digits"), range(16)))
+    assert set(installed) == {installed[0]}
+    assert (volume / installed[0].path).read_bytes() == bytes(3_000_000)
+    assert len(list((volume / "models" / "digits").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("missing.onnx", "no model file"), ("digits.pt", "no known model format")]
+)
+def test_what_is_no_model_is_refused(tmp_path, name, message):
+    (tmp_path / "digits.pt").write_bytes(b"a pickle")
+    with pytest.raises(StartError, match=message):
+        models.install(tmp_path / name, tmp_path / "volume", "digits")

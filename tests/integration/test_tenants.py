@@ -1,0 +1,374 @@
+"""Tenants and roles: row-level security is the wall, tried in plain SQL as each process's own role."""
+
+import asyncio
+from contextlib import suppress
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from broker.maintenance.migrate import first_key
+from custody import idempotency, tenants
+from custody.database import Database
+from custody.errors import CustodyError, StartError
+from custody.ids import new_id
+from custody.wire import Role
+from tests.support.domain import Domain
+
+pytestmark = pytest.mark.postgres
+
+PROCESS_ROLES = ["wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup"]
+WALLED = ["api_keys", "files", "idempotency_keys", "jobs", "results", "tasks", "tenants"]
+SHARED = ["blobs", "installation", "migrations", "models", "workers"]
+"""Tables that hold nothing of a tenant."""
+
+CHANGES = {
+    "api_keys": "revoked_at = now()",
+    "files": "deleted_at = now()",
+    "idempotency_keys": "status = 500",
+    "jobs": "state = 'cancelled', finished_at = now()",
+    "results": "detections = '[]'",
+    "tasks": "state = 'cancelled', lease_until = NULL, ended_at = now()",
+    "tenants": "name = 'mine'",
+}
+
+INSERTS = {
+    "api_keys": """
+        INSERT INTO wharf.api_keys (id, tenant_id, name, role, secret_sha256)
+        VALUES (gen_random_uuid(), %(tenant)s, 'back door', 'admin', sha256('open'))
+    """,
+    "files": """
+        INSERT INTO wharf.files (id, tenant_id, sha256, size, media_type, width, height)
+        VALUES (gen_random_uuid(), %(tenant)s, %(sha256)s, 1, 'image/png', 1, 1)
+    """,
+    "idempotency_keys": """
+        INSERT INTO wharf.idempotency_keys (tenant_id, key, fingerprint, status, resource)
+        VALUES (%(tenant)s, 'mine', sha256('mine'), 200, '{}')
+    """,
+    "jobs": """
+        INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, total)
+        VALUES (gen_random_uuid(), %(tenant)s, 'digits', '{}', 'batch', 1)
+    """,
+    "results": """
+        INSERT INTO wharf.results
+            (task_id, tenant_id, attempt, model, model_version, model_digest, detections, timings)
+        VALUES (%(task)s, %(tenant)s, 1, 'digits', 1, sha256('model'), '[]', '{}')
+    """,
+    "tasks": """
+        INSERT INTO wharf.tasks (id, tenant_id, job_id, input, sha256, size, media_type, width, height, orientation,
+            pool, class)
+        VALUES (gen_random_uuid(), %(tenant)s, %(job)s, 99, %(sha256)s, 1, 'image/png', 1, 1, 1, 'digits', 'batch')
+    """,
+    "tenants": "INSERT INTO wharf.tenants (id, name) VALUES (gen_random_uuid(), 'new')",
+}
+
+
+async def furnish(domain: Domain, tenant: UUID) -> dict[str, object]:
+    """A row of this tenant in every table; what another tenant might know of them."""
+    file = (await domain.keep(tenant, tenant.bytes)).files[0]
+    job = await domain.submit_on(tenant, [file.id])
+    [claim] = await domain.claim()
+    await domain.end(claim)
+    async with domain.api.transaction(tenant) as transaction:
+        await idempotency.begin(transaction, tenant, "key", bytes(32))
+        owner = tenants.Principal(new_id(), Role.ADMIN, tenant, "whoever")
+        await tenants.create_key(transaction, owner, "laptop", Role.READER, None)
+    for table in WALLED:
+        assert domain.rows(f"SELECT 1 FROM wharf.{table} WHERE {owner_column(table)} = %s", [tenant])
+    return {"tenant": tenant, "sha256": bytes.fromhex(file.sha256), "job": job, "task": claim.task_id}
+
+
+def owner_column(table: str) -> str:
+    return "id" if table == "tenants" else "tenant_id"
+
+
+async def test_every_table_has_a_wall_or_holds_nothing_of_a_tenant(domain):
+    """A new table is walled off, or it is written down above that it need not be."""
+    found = domain.rows(
+        """
+        SELECT c.relname AS name, c.relrowsecurity AND c.relforcerowsecurity AS walled,
+               EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id') AS of_a_tenant
+        FROM pg_class c WHERE c.relnamespace = 'wharf'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+        """
+    )
+    assert {row["name"] for row in found} == {*WALLED, *SHARED}
+    for row in found:
+        assert row["walled"] == (row["name"] in WALLED), row
+        assert row["name"] in WALLED or not row["of_a_tenant"], row
+
+
+async def test_every_policy_of_the_api_asks_for_the_tenant(domain):
+    found = domain.rows(
+        """
+        SELECT tablename, cmd, qual, with_check FROM pg_policies
+        WHERE schemaname = 'wharf' AND roles && '{wharf_api,public}'
+        """
+    )
+    assert {row["tablename"] for row in found} == set(WALLED)
+    for row in found:
+        column = owner_column(row["tablename"])
+        for condition in (row["qual"], row["with_check"]):
+            assert condition is None or condition.startswith(f"({column} = ( SELECT wharf.current_tenant()"), row
+
+
+@pytest.mark.parametrize("table", WALLED)
+async def test_a_tenant_sees_and_changes_its_own_rows_only(domain, acme, globex, table):
+    await furnish(domain, acme)
+    theirs = await furnish(domain, globex)
+    async with domain.api.transaction(acme) as transaction:
+        own = await transaction.execute(f"SELECT {owner_column(table)} AS owner FROM wharf.{table}")
+        assert {row["owner"] for row in await own.fetchall()} == {acme}
+
+    # Refused, or done to no row.
+    before = domain.rows(f"SELECT * FROM wharf.{table} ORDER BY 1, 2")
+    for statement in (
+        f"UPDATE wharf.{table} SET {CHANGES[table]} WHERE {owner_column(table)} = %(tenant)s",
+        f"DELETE FROM wharf.{table} WHERE {owner_column(table)} = %(tenant)s",
+        f"TRUNCATE wharf.{table} CASCADE",
+        f"UPDATE wharf.{table} SET {owner_column(table)} = %(tenant)s",
+        INSERTS[table],
+    ):
+        await refused_or_void(domain.api, acme, statement, theirs)
+    assert domain.rows(f"SELECT * FROM wharf.{table} ORDER BY 1, 2") == before
+
+
+@pytest.mark.parametrize("table", WALLED)
+async def test_nothing_is_seen_or_written_where_no_tenant_is_set(domain, acme, table):
+    theirs = await furnish(domain, acme)
+    before = domain.rows(f"SELECT * FROM wharf.{table} ORDER BY 1, 2")
+    async with domain.api.transaction() as transaction:
+        found = await transaction.execute(f"SELECT count(*) FROM wharf.{table}")
+        assert await found.fetchone() == {"count": 0}
+    for statement in (f"UPDATE wharf.{table} SET {CHANGES[table]}", INSERTS[table]):
+        await refused_or_void(domain.api, None, statement, theirs)
+    assert domain.rows(f"SELECT * FROM wharf.{table} ORDER BY 1, 2") == before
+
+
+async def test_the_tenant_of_a_transaction_ends_with_it(domain, acme, globex):
+    async with Database(domain.installation.url("wharf_api"), name="single", size=1) as database:
+        for tenant in (acme, None, globex, acme):
+            async with database.transaction(tenant) as transaction:
+                found = await transaction.execute("SELECT wharf.current_tenant() AS tenant")
+                assert await found.fetchone() == {"tenant": tenant}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT sha256 FROM wharf.blobs",
+        "INSERT INTO wharf.blobs (sha256, size) VALUES (sha256('x'), 1)",
+        "UPDATE wharf.blobs SET state = 'deleting'",
+        "SELECT secret_sha256 FROM wharf.api_keys",
+        "SELECT * FROM wharf.api_keys",
+        "UPDATE wharf.api_keys SET role = 'admin'",
+        "UPDATE wharf.api_keys SET secret_sha256 = sha256('mine')",
+        "UPDATE wharf.tenants SET operator = true",
+        "UPDATE wharf.files SET sha256 = sha256('x')",
+        "UPDATE wharf.tasks SET attempt = 0",
+        "UPDATE wharf.installation SET volume_id = gen_random_uuid()",
+        "INSERT INTO wharf.models (name, version, digest, path, task, classes, input_width, input_height)"
+        " VALUES ('mine', 1, sha256('x'), 'x', 'detect', '[]', 1, 1)",
+        "SELECT version FROM wharf.migrations",
+        "CREATE TABLE wharf.mine (id int)",
+        "ALTER TABLE wharf.files DISABLE ROW LEVEL SECURITY",
+        "SET ROLE wharf_owner",
+        "SET ROLE wharf_worker",
+        "SELECT wharf.open_tenant('initech', gen_random_uuid())",
+    ],
+)
+async def test_the_api_may_not(domain, acme, statement):
+    await furnish(domain, acme)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await run(domain.api, acme, statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT id FROM wharf.files",
+        "SELECT id FROM wharf.api_keys",
+        "SELECT id FROM wharf.tenants",
+        "SELECT key FROM wharf.idempotency_keys",
+        "SELECT sha256 FROM wharf.blobs",
+        "SELECT detections FROM wharf.results",
+        "UPDATE wharf.results SET detections = '[]'",
+        "DELETE FROM wharf.results",
+        "UPDATE wharf.tasks SET tenant_id = gen_random_uuid()",
+        "UPDATE wharf.tasks SET sha256 = sha256('x')",
+        "INSERT INTO wharf.jobs (id) VALUES (gen_random_uuid())",
+        "SELECT * FROM wharf.authenticate(sha256('x'))",
+        "SELECT wharf.take_blob(sha256('x'), 1)",
+        "SELECT wharf.blob_present(sha256('x'))",
+        "SELECT wharf.hold_blobs(ARRAY[sha256('x')])",
+        "SET ROLE wharf_owner",
+    ],
+)
+async def test_a_worker_may_not(domain, acme, statement):
+    await furnish(domain, acme)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await run(domain.worker, None, statement)
+
+
+async def test_a_worker_stores_no_result_under_another_tenant_than_its_tasks(domain, acme, globex):
+    await domain.submit(acme)
+    [claim] = await domain.claim()
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        await run(domain.worker, None, INSERTS["results"], {"task": claim.task_id, "tenant": globex})
+    assert await domain.end(claim)
+    assert domain.rows("SELECT tenant_id FROM wharf.results") == [{"tenant_id": acme}]
+
+
+async def test_a_tenant_puts_no_task_into_anothers_job(domain, acme, globex):
+    file = (await domain.keep(acme, b"a picture")).files[0]
+    job = await domain.submit(globex)
+    values = {"tenant": acme, "job": job, "sha256": bytes.fromhex(file.sha256)}
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        await run(domain.api, acme, INSERTS["tasks"], values)
+
+
+async def test_no_process_role_owns_a_thing_or_goes_around_the_wall(domain):
+    roles = domain.rows(
+        """
+        SELECT r.rolname AS name,
+               r.rolsuper OR r.rolbypassrls OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication AS mighty,
+               EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid) AS member_of_another,
+               EXISTS (SELECT FROM pg_class c WHERE c.relowner = r.oid)
+               OR EXISTS (SELECT FROM pg_proc p WHERE p.proowner = r.oid)
+               OR EXISTS (SELECT FROM pg_namespace n WHERE n.nspowner = r.oid)
+               OR EXISTS (SELECT FROM pg_database d WHERE d.datdba = r.oid) AS owner
+        FROM pg_roles r WHERE r.rolname = ANY (%s)
+        """,
+        [PROCESS_ROLES],
+    )
+    nothing = {"mighty": False, "member_of_another": False, "owner": False}
+    assert sorted(roles, key=lambda row: row["name"]) == [{"name": name, **nothing} for name in sorted(PROCESS_ROLES)]
+    assert domain.rows("SELECT rolsuper OR rolbypassrls AS mighty FROM pg_roles WHERE rolname = 'wharf_owner'") == [
+        {"mighty": False}
+    ]
+
+
+async def test_everything_in_the_schema_belongs_to_the_owners_role(domain):
+    assert domain.rows(
+        """
+        SELECT DISTINCT pg_get_userbyid(owner) AS owner FROM (
+            SELECT relowner AS owner FROM pg_class WHERE relnamespace = 'wharf'::regnamespace
+            UNION ALL SELECT proowner FROM pg_proc WHERE pronamespace = 'wharf'::regnamespace
+            UNION ALL SELECT nspowner FROM pg_namespace WHERE nspname = 'wharf') every
+        """
+    ) == [{"owner": "wharf_owner"}]
+
+
+async def test_no_function_that_runs_as_the_owner_is_for_everybody_or_trusts_a_search_path(domain):
+    found = domain.rows(
+        """
+        SELECT p.proname, p.proconfig, has_function_privilege('public', p.oid, 'EXECUTE') AS public
+        FROM pg_proc p WHERE p.pronamespace = 'wharf'::regnamespace AND p.prosecdef
+        """
+    )
+    assert len(found) >= 5
+    for row in found:
+        assert not row["public"], row
+        assert row["proconfig"] == ['search_path=""'], row
+
+
+@pytest.fixture
+def logins(domain):
+    """Logins that a process must refuse, by what is wrong with them."""
+    names = {"member of the owner": "test_of_owner", "bypasses": "test_bypasses", "superuser": "test_superuser"}
+    domain.rows(f"CREATE ROLE {names['member of the owner']} LOGIN IN ROLE wharf_owner")
+    domain.rows(f"CREATE ROLE {names['bypasses']} LOGIN BYPASSRLS IN ROLE wharf_api")
+    domain.rows(f"CREATE ROLE {names['superuser']} LOGIN SUPERUSER")
+    yield names
+    for name in names.values():
+        domain.rows(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize("fault", ["member of the owner", "bypasses", "superuser"])
+async def test_no_process_starts_as_a_role_that_goes_around_the_wall(domain, logins, fault):
+    with pytest.raises(StartError, match="row-level security"):
+        await Database(domain.installation.url(logins[fault]), name="test").open()
+
+
+@pytest.mark.parametrize("role", PROCESS_ROLES)
+async def test_processes_start_as_their_own_roles(domain, role):
+    async with Database(domain.installation.url(role), name="test"):
+        pass
+
+
+async def test_a_process_refuses_a_database_that_is_not_there_or_was_never_migrated(domain, postgres):
+    with pytest.raises(StartError, match=r"does not answer.*\n.*for example"):
+        await Database(postgres.url("wharf_api", "nowhere"), name="test").open()
+    with pytest.raises(StartError, match="wharf migrate"):
+        await Database(postgres.url("wharf_api", "postgres"), name="test").open()
+
+
+# Keys
+
+
+async def test_a_key_tells_who_is_asking_until_it_is_revoked(domain, acme):
+    owner = tenants.Principal(new_id(), Role.ADMIN, acme, "acme")
+    async with domain.api.transaction(acme) as transaction:
+        key = await tenants.create_key(transaction, owner, "laptop", Role.WRITER, None)
+    asked = await authenticate(domain, key.secret)
+    assert asked == tenants.Principal(key.id, Role.WRITER, acme, "acme")
+    assert await authenticate(domain, key.secret + "x") is None
+    async with domain.api.transaction(acme) as transaction:
+        assert await tenants.revoke_key(transaction, owner, key.id)
+        assert await tenants.revoke_key(transaction, owner, key.id)
+        assert not await tenants.revoke_key(transaction, owner, new_id())
+    assert await authenticate(domain, key.secret) is None
+
+
+async def test_a_secret_is_kept_nowhere(domain, acme):
+    owner = tenants.Principal(new_id(), Role.ADMIN, acme, "acme")
+    async with domain.api.transaction(acme) as transaction:
+        key = await tenants.create_key(transaction, owner, "laptop", Role.WRITER, None)
+        listed = await tenants.list_keys(transaction, owner)
+    assert [one.id for one in listed] == [key.id]
+    assert key.secret not in str(listed) + str(domain.rows("SELECT * FROM wharf.api_keys"))
+
+
+async def test_a_tenant_lists_and_revokes_its_own_keys_only(domain, acme, globex):
+    mine, theirs = [tenants.Principal(new_id(), Role.ADMIN, tenant, "whoever") for tenant in (acme, globex)]
+    async with domain.api.transaction(globex) as transaction:
+        key = await tenants.create_key(transaction, theirs, "laptop", Role.ADMIN, None)
+    for owner in (mine, theirs):
+        async with domain.api.transaction(acme) as transaction:
+            assert await tenants.list_keys(transaction, owner) == []
+            assert not await tenants.revoke_key(transaction, owner, key.id)
+    assert await authenticate(domain, key.secret)
+
+
+async def test_only_the_operator_makes_keys_for_another_tenant(domain, acme):
+    owner = tenants.Principal(new_id(), Role.ADMIN, acme, "acme")
+
+    async def make(owner: tenants.Principal, tenant: str):
+        async with domain.api.transaction(owner.tenant_id) as transaction:
+            return await tenants.create_key(transaction, owner, "laptop", Role.ADMIN, tenant)
+
+    for name in ("globex", "default"):
+        with pytest.raises(CustodyError) as refused:
+            await make(owner, name)
+        assert refused.value.code == "forbidden"
+    assert (await make(owner, "acme")).tenant == "acme"
+    operator = await authenticate(domain, await first_key(domain.installation.url(), "default"))
+    keys = await asyncio.gather(*(make(operator, "globex") for _ in range(5)))
+    asked = [await authenticate(domain, key.secret) for key in keys]
+    assert {one.tenant for one in asked} == {"globex"}
+    assert len({one.tenant_id for one in asked}) == 1
+    assert asked[0].tenant_id not in (operator.tenant_id, acme)
+
+
+async def authenticate(domain: Domain, secret: str) -> tenants.Principal | None:
+    async with domain.api.transaction() as transaction:
+        return await tenants.authenticate(transaction, secret)
+
+
+async def run(database: Database, tenant: UUID | None, statement: str, values=None) -> int:
+    async with database.transaction(tenant) as transaction:
+        return (await transaction.execute(statement, values)).rowcount
+
+
+async def refused_or_void(database: Database, tenant: UUID | None, statement: str, values) -> None:
+    with suppress(psycopg.errors.InsufficientPrivilege):
+        assert await run(database, tenant, statement, values) == 0, statement

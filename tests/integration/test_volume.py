@@ -1,0 +1,149 @@
+"""The volume: bytes staged, hashed, moved into the tree and read again, and what a crash or a wrong mount brings."""
+
+import os
+import random
+from hashlib import sha256
+
+import pytest
+
+from custody.errors import CustodyError, StartError
+from custody.ids import new_id
+from custody.installation import check_volume
+from custody.volume import CHUNK, Staged, Volume, blob_path
+
+
+@pytest.fixture
+def volume(installation) -> Volume:
+    return Volume(installation.volume, instance="broker")
+
+
+def staged_files(volume: Volume) -> list[str]:
+    return sorted(path.name for path in (volume.root / "staging").iterdir())
+
+
+@pytest.mark.parametrize("size", [1, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 7])
+@pytest.mark.parametrize("piece", [777, 64 * 1024, 1 << 30])
+async def test_what_is_written_in_any_pieces_is_staged_hashed_and_read_again(volume, size, piece):
+    piece = max(piece, size // 50)
+    content = random.randbytes(size)
+    async with volume.stage(size) as staging:
+        for offset in range(0, size, piece):
+            await staging.write(content[offset : offset + piece])
+        staged = await staging.seal()
+        assert (staged.sha256, staged.size) == (sha256(content).digest(), size)
+        assert staged.path.read_bytes() == content
+        await volume.keep(staged)
+    assert staged_files(volume) == []
+    descriptor = await volume.open(staged.sha256)
+    try:
+        assert await volume.read(descriptor, 0, size) == content
+        assert await volume.read(descriptor, size - 1, 10) == content[-1:]
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("size", [10, CHUNK, 2 * CHUNK + 5])
+async def test_the_first_byte_over_the_limit_is_refused_and_nothing_is_left(volume, size):
+    async with volume.stage(size) as staging:
+        for _ in range(size // 5):
+            await staging.write(bytes(5))
+        await staging.write(bytes(size % 5))
+        with pytest.raises(CustodyError) as refused:
+            await staging.write(b"x")
+    assert (refused.value.code, refused.value.kind.status) == ("file_too_large", 413)
+    assert staged_files(volume) == []
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(volume):
+    async def break_off() -> None:
+        async with volume.stage(1 << 30) as staging:
+            await staging.write(bytes(3 * CHUNK))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await break_off()
+    assert staged_files(volume) == []
+
+
+async def test_an_upload_holds_two_chunks_of_memory_at_most(volume):
+    async with volume.stage(1 << 30) as staging:
+        for _ in range(64):
+            await staging.write(bytes(CHUNK // 4))
+            assert len(staging._buffer) < CHUNK
+
+
+async def test_dropped_bytes_are_gone_and_the_tree_keeps_its_own(volume):
+    await keep(volume, b"a picture")
+    async with volume.stage(100) as staging:
+        await staging.write(b"a picture")
+        staged = await staging.seal()
+        await volume.drop(staged)
+        assert staged_files(volume) == []
+    assert (volume.root / blob_path(staged.sha256)).read_bytes() == b"a picture"
+
+
+async def test_a_rename_that_answers_enoent_has_happened_where_the_target_has_the_size(volume):
+    """As NFS answers where a rename was sent twice."""
+    staged = await keep(volume, b"a picture")
+    await volume.keep(staged)
+    with pytest.raises(CustodyError) as failed:
+        await volume.keep(Staged(staged.path, staged.sha256, staged.size + 1))
+    assert failed.value.code == "volume_unavailable"
+    with pytest.raises(CustodyError):
+        await volume.keep(Staged(staged.path, sha256(b"another").digest(), staged.size))
+
+
+async def test_a_start_removes_what_its_former_self_was_staging_and_nothing_of_another(volume):
+    for name in ("broker.1", "broker.2", "broker-2.1", "other.1"):
+        (volume.root / "staging" / name).write_bytes(b"half a picture")
+    assert volume.discard_former() == 2
+    assert staged_files(volume) == ["broker-2.1", "other.1"]
+
+
+async def test_a_volume_that_cannot_be_written_or_read_is_told(volume):
+    await volume.check_writable()
+    assert staged_files(volume) == []
+    (volume.root / "staging").rmdir()
+    for call in (volume.check_writable(), volume.open(sha256(b"unknown").digest())):
+        with pytest.raises(CustodyError) as told:
+            await call
+        assert (told.value.code, told.value.kind.retryable) == ("volume_unavailable", True)
+        assert "ENOENT" in told.value.detail
+
+
+async def test_a_process_starts_on_the_volume_of_its_database_and_on_no_other(volume, api_database, tmp_path):
+    other = Volume(tmp_path / "other", instance="broker")
+    async with api_database.transaction() as transaction:
+        await check_volume(transaction, volume)
+        with pytest.raises(StartError, match="not a prepared volume"):
+            await check_volume(transaction, other)
+        other.prepare(new_id())
+        with pytest.raises(StartError, match="Mount the volume that belongs to this database"):
+            await check_volume(transaction, other)
+
+
+def test_preparing_again_changes_nothing(tmp_path):
+    volume = Volume(tmp_path / "volume", instance="migrate")
+    assert not volume.is_prepared()
+    first = new_id()
+    volume.prepare(first)
+    assert volume.is_prepared()
+    (volume.root / blob_path(bytes(32))).write_bytes(b"a picture")
+    volume.prepare(new_id())
+    assert volume.identity() == first
+    assert (volume.root / blob_path(bytes(32))).read_bytes() == b"a picture"
+
+
+def test_there_is_a_folder_for_every_digest(installation):
+    for first in range(256):
+        for second in range(16):
+            digest = bytes([first, second << 4, *bytes(30)])
+            assert (installation.volume / blob_path(digest)).parent.is_dir()
+
+
+async def keep(volume: Volume, content: bytes) -> Staged:
+    async with volume.stage(1 << 30) as staging:
+        await staging.write(content)
+        staged = await staging.seal()
+        await volume.keep(staged)
+    return staged
