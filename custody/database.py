@@ -17,6 +17,21 @@ from custody.errors import CustodyError, StartError
 Transaction = AsyncConnection[DictRow]
 """A connection inside an open transaction: what the store methods take. The caller opens it; none of them commits."""
 
+UNAVAILABLE = (
+    psycopg.OperationalError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.ReadOnlySqlTransaction,
+    PoolTimeout,
+)
+UNAVAILABLE_CLASSES = ("08", "53", "55", "57")
+"""Of SQLSTATE: connection lost, no resources, locked by others for too long, server going down."""
+
+BEGIN = """
+    SELECT set_config('wharf.tenant', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
+           set_config('lock_timeout', '20s', true)
+"""
+"""Opens every transaction. Nobody waits, or lets others wait, for ever: for a volume that hangs, say."""
+
 SEE_AS = "SELECT set_config('wharf.tenant', %s, true)"
 """From this statement to its end, the transaction sees what row-level security lets this tenant see."""
 
@@ -71,14 +86,16 @@ class Database:
             connection = await self._begin(tenant)
             try:
                 yield connection
-                await connection.commit()
+                await _commit(connection)
             except BaseException:
                 with suppress(psycopg.Error):
                     await connection.rollback()
                 raise
             finally:
                 await self._pool.putconn(connection)
-        except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, PoolTimeout) as error:
+        except psycopg.Error as error:
+            if not (isinstance(error, UNAVAILABLE) or (error.sqlstate or "")[:2] in UNAVAILABLE_CLASSES):
+                raise
             raise CustodyError(
                 "database_unavailable",
                 f"The database does not answer ({type(error).__name__}). Nothing was changed; try again shortly.",
@@ -91,10 +108,7 @@ class Database:
         for spare in reversed(range(self._size + 1)):
             connection = await self._pool.getconn()
             try:
-                await connection.execute(
-                    f"{SEE_AS}, set_config('idle_in_transaction_session_timeout', %s, true)",
-                    [str(tenant or ""), str(self._idle_milliseconds)],
-                )
+                await connection.execute(BEGIN, [str(tenant or ""), str(self._idle_milliseconds)])
             except BaseException as error:
                 await self._pool.putconn(connection)
                 if spare and isinstance(error, psycopg.OperationalError):
@@ -102,6 +116,18 @@ class Database:
                 raise
             return connection
         raise AssertionError("unreachable: the last try returns or raises")
+
+
+async def _commit(connection: Transaction) -> None:
+    try:
+        await connection.commit()
+    except psycopg.OperationalError as error:
+        raise CustodyError(
+            "database_unavailable",
+            "The database went away while it was told to keep the change, which may have been done. "
+            "Send it again with the same Idempotency-Key, or look first.",
+            retry_after=2,
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -141,7 +167,7 @@ async def _check(url: str) -> None:
                 """
             )
             row = await found.fetchone()
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         raise StartError(
             f"WHARF_DATABASE_URL: the database does not answer: {str(error).strip()}\n"
             "Start it, or correct the URL, for example postgresql://wharf_api:SECRET@postgres:5432/wharf"

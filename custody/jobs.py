@@ -37,6 +37,11 @@ COUNTED = """
     count(*) FILTER (WHERE t.attempt > t.spared)::int AS begun
 """
 
+# No NOT EXISTS: the planner would read all tasks of the job for it, at each task's end.
+NO_TASK_IS_OPEN = """
+    (SELECT true FROM wharf.tasks t WHERE t.job_id = j.id AND t.state IN ('queued', 'running') LIMIT 1) IS NULL
+"""
+
 
 @dataclass(frozen=True)
 class _Count:
@@ -178,7 +183,7 @@ class Jobs:
         """Ends the job if none of its tasks is open. Call it after the commit of a task's end: inside, the last two
         tasks would each see the other one open. True where this call ended it."""
         changed = await transaction.execute(
-            """
+            f"""
             UPDATE wharf.jobs j
             SET (state, done, failed, finished_at) = (
                 SELECT CASE WHEN count(*) FILTER (WHERE t.state = 'succeeded') = j.total
@@ -186,8 +191,7 @@ class Jobs:
                        count(*) FILTER (WHERE t.state = 'succeeded'),
                        count(*) FILTER (WHERE t.state = 'failed'), now()
                 FROM wharf.tasks t WHERE t.job_id = j.id)
-            WHERE j.id = %s AND j.state = 'open' AND NOT EXISTS (
-                SELECT FROM wharf.tasks t WHERE t.job_id = j.id AND t.state IN ('queued', 'running'))
+            WHERE j.id = %s AND j.state = 'open' AND {NO_TASK_IS_OPEN}
             """,
             [job_id],
         )
@@ -204,12 +208,18 @@ class Jobs:
             [job_id],
         )
 
+    async def may_look(self, transaction: Transaction) -> bool:
+        """Until the transaction ends, only one process looks for jobs to mend: all would find the same ones."""
+        found = await transaction.execute("SELECT pg_try_advisory_xact_lock(hashtext('wharf.reconcile')) AS alone")
+        row = await found.fetchone()
+        assert row is not None
+        return bool(row["alone"])
+
     async def unfinished(self, transaction: Transaction, *, limit: int = 500) -> list[UUID]:
         """Open jobs without an open task: somebody died between a task's end and the finish."""
         found = await transaction.execute(
-            """
-            SELECT j.id FROM wharf.jobs j WHERE j.state = 'open' AND NOT EXISTS (
-                SELECT FROM wharf.tasks t WHERE t.job_id = j.id AND t.state IN ('queued', 'running'))
+            f"""
+            SELECT j.id FROM wharf.jobs j WHERE j.state = 'open' AND {NO_TASK_IS_OPEN}
             ORDER BY j.id LIMIT %s
             """,
             [limit],

@@ -81,7 +81,7 @@ class Notices:
                 ) as connection:
                     pause = 0.1
                     await loop(connection)
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
                 log.warning("notices_interrupted", error=str(error).strip(), again_in_seconds=pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, READ_AGAIN_SECONDS)
@@ -103,7 +103,7 @@ class Notices:
             try:
                 for payload in _payloads(unsent):
                     await connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, payload])
-            except psycopg.OperationalError:
+            except psycopg.Error:
                 # A restart of the server is found out here, by the first notice after it. Telling twice does no harm.
                 self._unsent = {**unsent, **self._unsent}
                 self._to_send.set()

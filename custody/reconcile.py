@@ -39,6 +39,8 @@ class Reconciler:
             log.warning("leases_expired", tasks=len(released))
         await self.follow(released)
         async with self._database.transaction() as transaction:
+            if not await self._jobs.may_look(transaction):
+                return
             unfinished = await self._jobs.unfinished(transaction)
             unfrozen = await self._jobs.unfrozen(transaction)
         for job_id in unfinished:

@@ -214,7 +214,7 @@ class Tasks:
             SET state = CASE WHEN {self._spent} THEN 'failed' ELSE 'queued' END,
                 ended_at = CASE WHEN {self._spent} THEN now() END,
                 not_before = now(), lease_until = NULL, error_code = 'worker_lost',
-                error_detail = 'Worker ' || t.worker || ' went silent in attempt ' || t.attempt || '.'
+                error_detail = 'The worker that held it went silent in attempt ' || t.attempt - t.spared || '.'
             FROM silent WHERE t.id = silent.id
             RETURNING t.job_id, t.pool, t.state
             """,

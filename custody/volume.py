@@ -64,10 +64,10 @@ class Volume:
             _sync_folder(tree / first)
         mark = self._root / "volume-id"
         if not mark.exists():
-            mark.write_text(f"{volume_id}\n")
-            descriptor = os.open(mark, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            growing = mark.with_name(f"volume-id.{new_id()}")
+            growing.write_text(f"{volume_id}\n")
+            sync_file(growing)
+            growing.rename(mark)
         for folder in (tree, self._root / "blobs", self._root):
             _sync_folder(folder)
 
@@ -117,14 +117,19 @@ class Volume:
         await self.run(lambda: _place(staged, self._blob(staged.sha256)))
 
     async def drop(self, staged: Staged) -> None:
-        """Removes staged bytes that the tree has already. Syncs the folder all the same, so that no clock tells
-        whether the bytes were known."""
+        """Lets go of staged bytes that the tree has already, by the same steps as `keep`, so that no clock tells
+        whether the bytes were known: into the tree, under a name of their own, and out again. The unlink, whose time
+        grows with the file, follows behind the answer."""
+        dropped = staged.path.with_name(f"{staged.path.name}.dropped")
 
-        def unlink() -> None:
-            staged.path.unlink(missing_ok=True)
-            _sync_folder(self._blob(staged.sha256).parent)
+        def in_and_out() -> None:
+            beside = self._blob(staged.sha256).with_name(f"{staged.sha256.hex()}.{new_id()}")
+            staged.path.rename(beside)
+            _sync_folder(beside.parent)
+            beside.rename(dropped)
 
-        await self.run(unlink)
+        await self.run(in_and_out)
+        self._threads.submit(dropped.unlink)
 
     async def open(self, sha256: bytes) -> int:
         """A descriptor of the bytes, opened for reading; the caller closes it."""
@@ -135,8 +140,13 @@ class Volume:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Runs blocking work on the volume in a thread of its pool, errors of the disk told as `CustodyError`."""
+        working = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled. Nobody may go on, to roll back say, while it still works.
+            await asyncio.wait([working])
+            raise
         except OSError as error:
             raise _disk_error(error) from error
 
@@ -195,6 +205,7 @@ class Staging:
 
     def _finish(self) -> None:
         self._append(self._buffer)
+        self._buffer = bytearray()
         assert self._descriptor is not None
         os.fchmod(self._descriptor, 0o444)
         os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
@@ -224,6 +235,14 @@ def _place(staged: Staged, target: Path) -> None:
         if not target.exists() or target.stat().st_size != staged.size:
             raise
     _sync_folder(target.parent)
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

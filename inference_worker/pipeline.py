@@ -42,7 +42,7 @@ class Pipeline:
             data = self._read(work.path)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "an error")
-            return Retry("file_unreadable", f"Reading {work.path} from the volume answered {name}. Check its mount.")
+            return Retry("file_unreadable", f"The volume answered {name} where the file should be.")
         read = time.perf_counter()
         try:
             picture = decode(data, work.media_type, work.orientation, fit=self._fit, max_pixels=self._max_pixels)

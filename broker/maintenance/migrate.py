@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 import structlog
 from psycopg import AsyncConnection, sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 
 from custody import models, tenants
@@ -131,10 +131,9 @@ async def connect(url: str) -> AsyncConnection[DictRow]:
         return await AsyncConnection.connect(
             url, autocommit=True, row_factory=dict_row, application_name="wharf migrate", connect_timeout=10
         )
-    except psycopg.OperationalError as error:
-        host = conninfo_to_dict(url).get("host", "?")
+    except psycopg.Error as error:
         raise StartError(
-            f"WHARF_DATABASE_URL: the database at {host} does not answer: {str(error).strip()}\n"
+            f"WHARF_DATABASE_URL: the database does not answer: {str(error).strip()}\n"
             "Start it, or correct the URL, for example postgresql://postgres:SECRET@localhost:5432/wharf"
         ) from error
 

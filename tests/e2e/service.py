@@ -116,9 +116,7 @@ class Part:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(40)
-        for process in tree:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill(tree)
         self.process.wait(10)
 
     def output(self) -> str:
@@ -162,9 +160,11 @@ class Up:
 
     def child(self, name: str) -> psutil.Process:
         """The broker, the worker or postgres, right below the supervisor."""
-        found = [each for each in psutil.Process(self.part.pid).children() if _is(each, name)]
-        assert len(found) == 1, f"{name}: {found}"
-        return found[0]
+        [found] = self.children(name)
+        return found
+
+    def children(self, name: str) -> list[psutil.Process]:
+        return [each for each in psutil.Process(self.part.pid).children() if _is(each, name)]
 
 
 class Installation:
@@ -253,8 +253,15 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def kill(processes: list[psutil.Process]) -> None:
+    """With -9, those that still live; one's death may be another's."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in processes if _command(each)]
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
@@ -266,8 +273,16 @@ def until(condition: Callable[[], object], what: str, seconds: float = 30) -> No
 
 
 def _is(process: psutil.Process, name: str) -> bool:
-    command = process.cmdline()
-    return command[-1:] == [name] or Path(command[0]).name == name if command else False
+    command = _command(process)
+    return bool(command) and (command[-1] == name or Path(command[0]).name == name)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Empty for the dead, zombies included."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 def _count(connection: psycopg.Connection[tuple[object, ...]], table: str) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e import boxes
 from tests.e2e.ledger import Ledger, clients
-from tests.e2e.service import Service, Up, alive, answers, family, until
+from tests.e2e.service import Service, Up, alive, answers, family, kill, until
 from tests.e2e.wire import connection, head
 
 PROMISES = 24
@@ -140,8 +140,7 @@ def killed_whole(up: Up, service: Service, page: bytes) -> Ledger:
     with clients(service, page) as ledger, connection(service.url) as opened:
         opened.sendall(head("POST", "/v1/files", ledger.key, "Content-Length: 9000000") + page + bytes(3_000_000))
         until(lambda: ledger.promises >= PROMISES and service.staged(), "promises are given and bytes under way")
-        for process in family(up.part.pid):
-            process.kill()
+        kill(family(up.part.pid))
         assert up.part.ended() == -signal.SIGKILL
     return ledger
 
@@ -155,8 +154,7 @@ def assert_works(service: Service) -> None:
 
 
 def replaced(up: Up, name: str, killed: psutil.Process) -> bool:
-    found = [each for each in alive(psutil.Process(up.part.pid).children()) if name in " ".join(each.cmdline())]
-    return len(found) == 1 and found[0].pid != killed.pid
+    return [each.pid for each in up.children(name) if each.pid != killed.pid] != []
 
 
 def sockets(folder: Path) -> list[Path]:
