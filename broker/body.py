@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from broker import problems
-from broker.media import probe
 from broker.service import Service
 from custody.errors import CustodyError
 from custody.files import Upload
@@ -126,8 +125,7 @@ async def _multipart(request: Request, service: Service, staged: AsyncExitStack,
 
 async def _sealed(service: Service, staging: Staging, filename: str | None) -> Upload:
     staged = await staging.seal()
-    media = await service.volume.run(lambda: probe(staged.path, service.settings.max_pixels))
-    return Upload(staged, media, clean_filename(filename))
+    return Upload(staged, await service.probe(staged.path), clean_filename(filename))
 
 
 def clean_filename(name: str | None) -> str | None:

@@ -13,13 +13,16 @@ import uvloop
 from prometheus_client import start_http_server
 
 from broker.app import build_app
+from broker.media import Prober
 from broker.metrics import BrokerMetrics
+from broker.readiness import Readiness
 from broker.service import Service
 from broker.settings import BrokerSettings
 from custody.database import Database
 from custody.errors import StartError
 from custody.files import Files
 from custody.installation import check_volume
+from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.notices import Notices
 from custody.settings import load
@@ -45,11 +48,17 @@ def broker(
 async def serve(settings: BrokerSettings) -> None:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            Database(settings.database_url.get_secret_value(), name="wharf broker", size=settings.database_connections)
+            Database(
+                settings.database_url.get_secret_value(),
+                name="wharf broker",
+                role="wharf_api",
+                size=settings.database_connections,
+            )
         )
         volume = Volume(settings.volume, instance=settings.instance)
         async with database.transaction() as transaction:
             await check_volume(transaction, volume)
+        await stack.enter_async_context(InstanceLock(settings.listen_url, kind="broker", instance=settings.instance))
         volume.discard_former()
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf broker"))
         service = Service(
@@ -60,11 +69,15 @@ async def serve(settings: BrokerSettings) -> None:
             jobs=Jobs(),
             tasks=Tasks(),
             notices=notices,
+            probe=Prober(settings.max_pixels),
+            readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker),
             metrics=BrokerMetrics(),
+            stopping=asyncio.Event(),
         )
         if settings.metrics_port:
-            start_http_server(settings.metrics_port, registry=service.metrics.registry)
+            _serve_metrics(settings, service)
         server = _Server(
+            service,
             uvicorn.Config(
                 build_app(service),
                 host=settings.host,
@@ -75,16 +88,36 @@ async def serve(settings: BrokerSettings) -> None:
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=30,
-            )
+            ),
         )
         await server.serve()
 
 
+def _serve_metrics(settings: BrokerSettings, service: Service) -> None:
+    try:
+        start_http_server(settings.metrics_port, addr=settings.host, registry=service.metrics.registry)
+    except OSError as error:
+        raise StartError(
+            f"WHARF_METRICS_PORT: {settings.host}:{settings.metrics_port} cannot be listened on: {error.strerror}. "
+            "Choose another port."
+        ) from error
+
+
 class _Server(uvicorn.Server):
-    """Ends with status 0 when it was asked to end; uvicorn would send itself the signal once more."""
+    """Ends with status 0 when it was asked to end (uvicorn would send itself the signal once more), and lets those who
+    wait for a job go with its state as it is."""
+
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._service = service
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
         yield
+
+    def _stop(self, number: int) -> None:
+        self._service.stopping.set()
+        self._service.notices.wake_all()
+        self.handle_exit(number, None)

@@ -1,10 +1,13 @@
 """What uploaded bytes are, read from the bytes themselves: kind, size in pixels, orientation, completeness."""
 
+import asyncio
+import io
 import os
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import pillow_heif
 from PIL import Image, UnidentifiedImageError
@@ -29,6 +32,11 @@ READ_WHOLE = ("WEBP", "HEIF", "AVIF")
 READ_WHOLE_BYTES = 64 << 20
 """Pillow reads files of these formats into memory to look at their header, so larger ones are refused."""
 
+HEADER_BYTES = 16 << 20
+HEADER_READS = 50_000
+SEGMENTS = 200_000
+"""Far above what cameras and editors write before the first pixel; a file made of headers would fill the memory."""
+
 UPRIGHT = ("HEIF", "TIFF")
 """Formats whose decoders turn the picture upright by themselves: the size read here is upright already."""
 
@@ -36,6 +44,17 @@ EXIF_ORIENTATION = 0x0112
 
 pillow_heif.register_heif_opener()
 Image.MAX_IMAGE_PIXELS = None  # the limit is a setting, checked below
+
+
+class Prober:
+    """Probes in threads of its own, few: each may hold a header in memory, and takes the interpreter's lock."""
+
+    def __init__(self, max_pixels: int, *, threads: int = 2) -> None:
+        self._max_pixels = max_pixels
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="probe")
+
+    async def __call__(self, path: Path) -> Media:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, probe, path, self._max_pixels)
 
 
 def probe(path: Path, max_pixels: int) -> Media:
@@ -71,7 +90,8 @@ def _header(file: BinaryIO, kind: str, max_pixels: int) -> Media:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=PILLOW_NAMES[kind]) as image:
+            header = cast(IO[bytes], _HeaderOnly(file, READ_WHOLE_BYTES + 1 if kind in READ_WHOLE else HEADER_BYTES))
+            with Image.open(header, formats=PILLOW_NAMES[kind]) as image:
                 width, height = image.size
                 found = image.format or kind
                 if width * height > max_pixels:
@@ -86,7 +106,7 @@ def _header(file: BinaryIO, kind: str, max_pixels: int) -> Media:
     except UnidentifiedImageError:
         raise CustodyError("damaged_image", f"The bytes begin like {kind}, but have no such header.") from None
     except Exception as error:
-        raise CustodyError("damaged_image", f"The {kind} header cannot be read: {error}") from error
+        raise CustodyError("damaged_image", f"The {kind} header cannot be read: it is damaged.") from error
     if kind in UPRIGHT or not isinstance(orientation, int) or not 1 <= orientation <= 8:
         orientation = 1
     if orientation >= 5:
@@ -94,10 +114,42 @@ def _header(file: BinaryIO, kind: str, max_pixels: int) -> Media:
     return Media(MEDIA_TYPES[found], width, height, orientation)
 
 
+class _HeaderOnly(io.RawIOBase):
+    """The file as Pillow may see it: so many bytes, in so many reads. What wants more is no header."""
+
+    def __init__(self, file: BinaryIO, most_bytes: int) -> None:
+        self._file = file
+        self._bytes_left = most_bytes
+        self._reads_left = HEADER_READS
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(min(size, self._bytes_left) if size >= 0 else self._bytes_left)
+        self._bytes_left -= len(data)
+        self._reads_left -= 1
+        if self._bytes_left <= 0 or self._reads_left <= 0:
+            raise CustodyError("damaged_image", "The file is all header: no pixel comes in its first megabytes.")
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+
 def _jpeg_is_whole(file: BinaryIO) -> bool:
     """Walks the segments to the first scan; from there on, an end-of-image marker cannot be picture data."""
     file.seek(2)
-    while (marker := file.read(2)) and len(marker) == 2 and marker[0] == 0xFF:
+    for _ in range(SEGMENTS):
+        marker = file.read(2)
+        if len(marker) < 2 or marker[0] != 0xFF:
+            break
         if marker[1] == 0xFF:
             file.seek(-1, os.SEEK_CUR)
             continue
@@ -113,7 +165,10 @@ def _jpeg_is_whole(file: BinaryIO) -> bool:
 def _png_is_whole(file: BinaryIO) -> bool:
     end = file.seek(0, os.SEEK_END)
     file.seek(8)
-    while len(head := file.read(8)) == 8:
+    for _ in range(SEGMENTS):
+        head = file.read(8)
+        if len(head) < 8:
+            break
         if head[4:] == b"IEND":
             return file.tell() + 4 <= end
         file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)

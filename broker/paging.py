@@ -20,7 +20,14 @@ def decode_id(cursor: str | None) -> UUID | None:
 
 
 def decode_number(cursor: str | None) -> int | None:
-    return None if cursor is None else _decoded(cursor, lambda text: int(text) & 0x7FFFFFFF)
+    return None if cursor is None else _decoded(cursor, _number)
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**31:
+        raise ValueError(text)
+    return number
 
 
 def _decoded(cursor: str, kind: Callable[[str], K]) -> K:

@@ -22,10 +22,11 @@ def install(app: FastAPI) -> None:
 
 def invalid(error: ValidationError | RequestValidationError) -> CustodyError:
     """The first fault of a failed validation, with the name of its field."""
-    fault = error.errors()[0]
+    faults = error.errors(include_input=False) if isinstance(error, ValidationError) else error.errors()
+    fault = faults[0]
     place = [str(part) for part in fault["loc"] if part not in ("query", "path", "header", "body")]
     field = ".".join(place) or None
-    more = len(error.errors()) - 1
+    more = len(faults) - 1
     detail = f"{field or 'The body'}: {fault['msg']}." + (f" {more} more like it." if more else "")
     return CustodyError("invalid_request", detail, field=field)
 

@@ -1,11 +1,14 @@
 """What the routes are given: the parts of one broker process, wired in `broker.command`."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from broker.media import Prober
 from broker.metrics import BrokerMetrics
+from broker.readiness import Readiness
 from broker.settings import BrokerSettings
 from custody.database import Database
 from custody.files import Files
@@ -24,7 +27,10 @@ class Service:
     jobs: Jobs
     tasks: Tasks
     notices: Notices
+    probe: Prober
+    readiness: Readiness
     metrics: BrokerMetrics
+    stopping: asyncio.Event
 
 
 def service_of(request: Request) -> Service:

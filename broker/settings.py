@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from custody.settings import ProcessSettings
+from custody.wire import MOST_INPUTS
 
 
 class BrokerSettings(ProcessSettings):
@@ -14,8 +15,8 @@ class BrokerSettings(ProcessSettings):
     max_file_bytes: int = Field(default=1 << 30, gt=0, description="Largest file")
     max_parts: int = Field(default=64, gt=0, description="Files in one request")
     max_pixels: int = Field(default=100_000_000, gt=0, description="Largest picture, width x height")
-    max_request_bytes: int = Field(default=16 << 20, gt=0, description="Largest JSON body")
-    max_job_inputs: int = Field(default=100_000, gt=0, description="Inputs of one job")
+    max_request_bytes: int = Field(default=8 << 20, gt=0, description="Largest JSON body")
+    max_job_inputs: int = Field(default=MOST_INPUTS, gt=0, le=MOST_INPUTS, description="Inputs of one job")
     max_wait_seconds: float = Field(default=60.0, ge=0, description="Longest `Prefer: wait` that is granted")
     default_model: str | None = Field(
         default=None, description="Model of requests that name none. If unset, the only one registered"

@@ -22,7 +22,7 @@ async def wait_for_end(service: Service, request: Request, tenant: UUID, job_id:
     deadline = time.monotonic() + seconds
     # Subscribe, then read, then wait: an end between the two is not missed.
     with service.notices.subscribe(job_ended(job_id)) as subscription:
-        while (remaining := deadline - time.monotonic()) > 0:
+        while (remaining := deadline - time.monotonic()) > 0 and not service.stopping.is_set():
             async with service.database.transaction(tenant) as transaction:
                 if await service.jobs.ended(transaction, job_id) is not False:
                     break

@@ -37,16 +37,22 @@ SEE_AS = "SELECT set_config('wharf.tenant', %s, true)"
 
 OLDEST_POSTGRES = 15
 
+ROLES = ("wharf_owner", "wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup")
+
 
 class Database:
     """One pool of connections under one role.
 
-    `url`: a libpq connection string; `name`: what the server's activity view shows; `size`: most connections held;
+    `url`: a libpq connection string; `name`: what the server's activity view shows; `role`: the role of
+    `schema/roles.sql` that the login must have, and no other of them (None: any); `size`: most connections held;
     `idle_seconds`: after so long without a word inside a transaction, as of a process that was paused or cut off, the
     server ends it and lets go of its locks."""
 
-    def __init__(self, url: str, *, name: str, size: int = 16, idle_seconds: float = 30.0) -> None:
+    def __init__(
+        self, url: str, *, name: str, role: str | None = None, size: int = 16, idle_seconds: float = 30.0
+    ) -> None:
         self._url = url
+        self._role = role
         self._size = size
         self._idle_milliseconds = round(idle_seconds * 1000)
         self._pool = AsyncConnectionPool[Transaction](
@@ -70,7 +76,7 @@ class Database:
     async def open(self) -> None:
         """Raises `StartError` where the server does not answer, is too old, has no schema, or the role could go
         around row-level security."""
-        await _check(self._url)
+        await _check(self._url, self._role)
         await self._pool.open()
 
     async def close(self) -> None:
@@ -152,7 +158,7 @@ async def describe(transaction: Transaction) -> Server:
     return Server(**row)
 
 
-async def _check(url: str) -> None:
+async def _check(url: str, role: str | None) -> None:
     try:
         async with await AsyncConnection.connect(url, connect_timeout=10, row_factory=dict_row) as connection:
             found = await connection.execute(
@@ -161,10 +167,11 @@ async def _check(url: str) -> None:
                        current_user AS "user",
                        r.rolsuper OR r.rolbypassrls AS unwalled,
                        to_regclass('wharf.installation') IS NOT NULL AS migrated,
-                       EXISTS (SELECT FROM pg_roles o
-                               WHERE o.rolname = 'wharf_owner' AND pg_has_role(o.oid, 'MEMBER')) AS owner
+                       ARRAY (SELECT o.rolname::text FROM pg_roles o
+                              WHERE o.rolname = ANY (%s) AND pg_has_role(o.oid, 'MEMBER')) AS roles
                 FROM pg_roles r WHERE r.rolname = current_user
-                """
+                """,
+                [list(ROLES)],
             )
             row = await found.fetchone()
     except psycopg.Error as error:
@@ -175,11 +182,16 @@ async def _check(url: str) -> None:
     assert row is not None
     if row["version"] < OLDEST_POSTGRES:
         raise StartError(f"PostgreSQL {row['version']} is too old: Wharfinger needs {OLDEST_POSTGRES} or newer.")
-    if row["unwalled"] or row["owner"]:
+    if row["unwalled"] or "wharf_owner" in row["roles"]:
         raise StartError(
             f"WHARF_DATABASE_URL: role {row['user']} is a superuser, owns the tables or bypasses row-level security, "
             "which is the wall between tenants. Use a role of this process: wharf_api for the broker, wharf_worker "
             "for a worker (`wharf migrate --print-roles` shows them)."
+        )
+    if role is not None and row["roles"] != [role]:
+        raise StartError(
+            f"WHARF_DATABASE_URL: {row['user']} has the roles {', '.join(row['roles']) or '(none of ours)'}; this "
+            f"process needs {role} and no other. Make it a login of its own: CREATE ROLE name LOGIN IN ROLE {role}"
         )
     if not row["migrated"]:
         raise StartError("The database has no Wharfinger schema yet: run `wharf migrate` with the owner's URL first.")

@@ -26,7 +26,10 @@ from custody.wire import (
 )
 
 INLINE_RESULTS = 100
-"""A job of up to so many inputs carries its results."""
+"""A job of up to so many inputs carries its results, unless they hold more than `PAGE_DETECTIONS`."""
+
+PAGE_DETECTIONS = 20_000
+"""Detections in one answer, a few megabytes; the page that passes it ends there."""
 
 COUNT_AGAIN_SECONDS = 1.0
 """An open job's progress is counted at most this often, however many watch it."""
@@ -113,13 +116,22 @@ class Jobs:
         results = None
         if row["total"] <= INLINE_RESULTS:
             results = await self.results(transaction, job_id, after=None, limit=INLINE_RESULTS)
-        return _job(row, await self._count(transaction, row), results)
+            if len(results) < row["total"]:
+                results = None
+        counts = await self._count(transaction, [row])
+        return _job(row, counts[job_id], results)
 
     async def ended(self, transaction: Transaction, job_id: UUID) -> bool | None:
         """None where the tenant has no such job. Cheaper than `get`, for those who wait."""
         found = await transaction.execute("SELECT state FROM wharf.jobs WHERE id = %s", [job_id])
         row = await found.fetchone()
         return None if row is None else row["state"] != "open"
+
+    async def total(self, transaction: Transaction, job_id: UUID) -> int | None:
+        """How many inputs it has; None where the tenant has no such job."""
+        found = await transaction.execute("SELECT total FROM wharf.jobs WHERE id = %s", [job_id])
+        row = await found.fetchone()
+        return None if row is None else int(row["total"])
 
     async def page(
         self,
@@ -152,23 +164,30 @@ class Jobs:
                 "limit": limit,
             },
         )
-        return [_job(row, await self._count(transaction, row), None) for row in await found.fetchall()]
+        rows = await found.fetchall()
+        counts = await self._count(transaction, rows)
+        return [_job(row, counts[row["id"]], None) for row in rows]
 
     async def results(
         self, transaction: Transaction, job_id: UUID, *, after: int | None, limit: int
     ) -> list[InputResult]:
-        """In the order of the inputs; `after`: the last input of the page before."""
+        """In the order of the inputs; `after`: the last input of the page before. A page ends before `limit` where its
+        detections would be more than `PAGE_DETECTIONS`, but has one result at least."""
         found = await transaction.execute(
             """
+            SELECT * FROM (
             SELECT t.input, t.state, t.file_id, t.filename, t.sha256, t.width, t.height,
                    t.attempt - t.spared AS attempts, t.error_code, t.error_detail, j.parameters,
-                   r.model, r.model_version, r.model_digest, r.detections, r.timings
+                   r.model, r.model_version, r.model_digest, r.detections, r.timings,
+                   sum(jsonb_array_length(r.detections)) OVER (
+                       ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS detections_before
             FROM wharf.tasks t
             JOIN wharf.jobs j ON j.id = t.job_id
             LEFT JOIN wharf.results r ON r.task_id = t.id
             WHERE t.job_id = %s AND t.input > %s ORDER BY t.input LIMIT %s
+            ) page WHERE coalesce(detections_before, 0) < %s ORDER BY input
             """,
-            [job_id, -1 if after is None else after, limit],
+            [job_id, -1 if after is None else after, limit, PAGE_DETECTIONS],
         )
         return [_result(row) for row in await found.fetchall()]
 
@@ -233,19 +252,20 @@ class Jobs:
         )
         return [row["id"] for row in await found.fetchall()]
 
-    async def _count(self, transaction: Transaction, job: DictRow) -> _Count:
-        if job["done"] is not None:
-            return _Count(job["done"], job["failed"], job["total"], 0)
+    async def _count(self, transaction: Transaction, jobs: Sequence[DictRow]) -> Mapping[UUID, _Count]:
+        """What is frozen, what was counted a moment ago, and the rest counted now."""
         now = time.monotonic()
-        known = self._counts.get(job["id"])
-        if known is not None and now - known.at < COUNT_AGAIN_SECONDS:
-            return known
-        found = await transaction.execute(f"SELECT {COUNTED} FROM wharf.tasks t WHERE t.job_id = %s", [job["id"]])
-        row = await found.fetchone()
-        assert row is not None
         self._counts = {job: count for job, count in self._counts.items() if now - count.at < COUNT_AGAIN_SECONDS}
-        self._counts[job["id"]] = _Count(**row, at=now)
-        return self._counts[job["id"]]
+        ended = [job for job in jobs if job["done"] is not None]
+        frozen = {job["id"]: _Count(job["done"], job["failed"], job["total"], now) for job in ended}
+        moving = [job["id"] for job in jobs if job["id"] not in frozen and job["id"] not in self._counts]
+        if moving:
+            found = await transaction.execute(
+                f"SELECT t.job_id, {COUNTED} FROM wharf.tasks t WHERE t.job_id = ANY (%s) GROUP BY t.job_id", [moving]
+            )
+            for row in await found.fetchall():
+                self._counts[row["job_id"]] = _Count(row["done"], row["failed"], row["begun"], now)
+        return {**self._counts, **frozen}
 
 
 def _job(row: DictRow, count: _Count, results: list[InputResult] | None) -> Job:

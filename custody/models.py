@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from custody.database import Transaction
 from custody.errors import CustodyError, StartError
 from custody.ids import new_id
+from custody.volume import sync_path
 from custody.wire import Model, ModelReference, ModelVersion
 
 WORKER_SILENT_SECONDS = 30.0
@@ -49,6 +50,8 @@ def install(source: Path, volume: Path, name: str) -> ModelFiles:
         growing.mkdir(parents=True)
         for part in parts:
             shutil.copyfile(part, growing / part.name)
+            sync_path(growing / part.name)
+        sync_path(growing)
         try:
             growing.rename(folder)
         except OSError:
@@ -56,6 +59,7 @@ def install(source: Path, volume: Path, name: str) -> ModelFiles:
             shutil.rmtree(growing)
             if not folder.exists():
                 raise
+        sync_path(folder.parent)
     return ModelFiles(name, digest, str((folder / source.name).relative_to(volume)))
 
 

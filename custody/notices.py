@@ -61,6 +61,11 @@ class Notices:
         self._unsent[topic] = None
         self._to_send.set()
 
+    def wake_all(self) -> None:
+        """Every waiter of this process reads again now."""
+        for topic in list(self._waiting):
+            self._wake(topic)
+
     @contextmanager
     def subscribe(self, topic: str) -> Iterator["Subscription"]:
         event = asyncio.Event()
@@ -89,8 +94,7 @@ class Notices:
     async def _listen(self, connection: psycopg.AsyncConnection) -> None:
         await connection.execute(f"LISTEN {CHANNEL}")
         # Whatever was told while nobody listened is found by reading again.
-        for topic in list(self._waiting):
-            self._wake(topic)
+        self.wake_all()
         async for notice in connection.notifies():
             for topic in notice.payload.split("\n"):
                 self._wake(topic)

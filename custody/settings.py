@@ -1,5 +1,6 @@
 """Settings: read from the environment once, at the start, into one frozen object a process."""
 
+import re
 import socket
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,8 +29,9 @@ class ProcessSettings(BaseSettings):
     )
     volume: Path = Field(description="Mount of the shared volume", examples=["/srv/wharf"])
     instance: str = Field(
-        default_factory=socket.gethostname,
+        default_factory=lambda: re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()),
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        examples=["broker-1"],
         description="Name of this process, kept over restarts and shared with no living one. The host's name if unset",
     )
     log_format: Literal["json", "text"] = Field(default="json", description="`json` for machines, `text` for people")
@@ -50,9 +52,10 @@ def load(settings: type[S], **given: Any) -> S:
         for fault in error.errors(include_url=False, include_input=False):
             name = str(fault["loc"][0])
             field = settings.model_fields.get(name)
-            examples = (field.examples if field else None) or [field.default if field else None]
-            missing = "is not set" if fault["type"] == "missing" else fault["msg"]
-            lines.append(f"WHARF_{name.upper()} {missing}; for example WHARF_{name.upper()}={examples[0]}")
+            example = field.examples[0] if field and field.examples else field.get_default() if field else None
+            said = "is not set" if fault["type"] == "missing" else f"cannot be used: {fault['msg']}"
+            hint = "" if example in (None, PydanticUndefined) else f"; for example WHARF_{name.upper()}={example}"
+            lines.append(f"WHARF_{name.upper()} {said}{hint}")
         raise StartError("\n".join(lines)) from None
 
 

@@ -61,15 +61,15 @@ class Volume:
         for first in map("".join, product("0123456789abcdef", repeat=2)):
             for second in "0123456789abcdef":
                 (tree / first / second).mkdir(parents=True, exist_ok=True)
-            _sync_folder(tree / first)
+            sync_path(tree / first)
         mark = self._root / "volume-id"
         if not mark.exists():
             growing = mark.with_name(f"volume-id.{new_id()}")
             growing.write_text(f"{volume_id}\n")
-            sync_file(growing)
+            sync_path(growing)
             growing.rename(mark)
         for folder in (tree, self._root / "blobs", self._root):
-            _sync_folder(folder)
+            sync_path(folder)
 
     def is_prepared(self) -> bool:
         return (self._root / "volume-id").exists()
@@ -125,7 +125,7 @@ class Volume:
         def in_and_out() -> None:
             beside = self._blob(staged.sha256).with_name(f"{staged.sha256.hex()}.{new_id()}")
             staged.path.rename(beside)
-            _sync_folder(beside.parent)
+            sync_path(beside.parent)
             beside.rename(dropped)
 
         await self.run(in_and_out)
@@ -234,19 +234,12 @@ def _place(staged: Staged, target: Path) -> None:
         # NFS may retry a rename that has already happened and answer ENOENT.
         if not target.exists() or target.stat().st_size != staged.size:
             raise
-    _sync_folder(target.parent)
+    sync_path(target.parent)
 
 
-def sync_file(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """What a file or folder holds is on the disk when this returns."""
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

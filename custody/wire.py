@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Json
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the bytes, lower-case hex")]
 
@@ -15,7 +15,7 @@ Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """PostgreSQL stores every character but NUL."""
 
 
-OBJECT_BYTES = 64 * 1024
+OBJECT_BYTES = 8 * 1024
 """Of the JSON that a job carries for its owner: every list of jobs has it."""
 
 
@@ -41,10 +41,10 @@ class Wire(BaseModel):
 class Box(Wire):
     """An upright box in pixels of the original picture, EXIF orientation applied; (x1, y1) is the upper left corner."""
 
-    x1: float
-    y1: float
-    x2: float
-    y2: float
+    x1: float = Field(allow_inf_nan=False)
+    y1: float = Field(allow_inf_nan=False)
+    x2: float = Field(allow_inf_nan=False)
+    y2: float = Field(allow_inf_nan=False)
 
 
 class Detection(Wire):
@@ -197,13 +197,19 @@ class JobInput(Wire):
     sha256: Sha256 | None = None
 
 
+MOST_INPUTS = 100_000
+"""Of one job. A service may allow fewer."""
+
+
 class JobSubmission(Wire):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Text | None = Field(default=None, description="A model's name; the service's default where absent")
-    inputs: list[JobInput] = Field(min_length=1)
+    inputs: Annotated[list[JobInput], FailFast()] = Field(min_length=1, max_length=MOST_INPUTS)
     params: Parameters = Parameters()
-    priority: Priority = Priority.INTERACTIVE
+    priority: Priority | None = Field(
+        default=None, description="Where absent: interactive, but batch for more than 100 inputs"
+    )
     metadata: JsonObject = Field(default_factory=dict)
 
 

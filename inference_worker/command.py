@@ -17,6 +17,7 @@ from custody import models
 from custody.database import Database
 from custody.errors import CustodyError, StartError
 from custody.installation import check_volume
+from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.models import ModelFiles, Registration
 from custody.notices import Notices
@@ -65,6 +66,7 @@ async def serve(settings: WorkerSettings) -> None:
             Database(
                 settings.database_url.get_secret_value(),
                 name="wharf worker",
+                role="wharf_worker",
                 size=8,
                 # A worker that is paused inside a transaction keeps its tasks no longer than any other silent one.
                 idle_seconds=settings.lease_seconds,
@@ -72,6 +74,7 @@ async def serve(settings: WorkerSettings) -> None:
         )
         async with database.transaction() as transaction:
             await check_volume(transaction, Volume(settings.volume, instance=settings.instance))
+        await stack.enter_async_context(InstanceLock(settings.listen_url, kind="worker", instance=settings.instance))
         files = await _model_files(database, settings)
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf worker"))
         count = settings.slots or granted_cpus()
@@ -110,13 +113,18 @@ async def serve(settings: WorkerSettings) -> None:
                     is_ready=lambda: slots.ready_count > 0 and pulse.is_recent() and not stop.is_set(),
                 )
             )
+        loops: list[asyncio.Task[None]] = []
         for loop in (
             reconciler.run(),
             pulse.beat(),
             _say_alive(database, settings, model, slots),
             _stop_without_slots(slots, stop),
         ):
-            stack.callback(asyncio.create_task(loop).cancel)
+            task = asyncio.create_task(loop)
+            # A worker one of whose loops broke is no worker: it ends, and is started again.
+            task.add_done_callback(lambda _: stop.set())
+            stack.callback(task.cancel)
+            loops.append(task)
         log.info("worker_ready", model=model.name, version=model.version, slots=count, released=len(released))
         consumer = Consumer(
             database=database,
@@ -125,6 +133,7 @@ async def serve(settings: WorkerSettings) -> None:
             jobs=jobs,
             notices=notices,
             run_in_slot=slots.run,
+            has_slots=lambda: slots.ready_count > 0,
             model=model,
             slots=count,
             prefetch=settings.prefetch,
@@ -132,6 +141,9 @@ async def serve(settings: WorkerSettings) -> None:
             metrics=metrics,
         )
         await consumer.run(stop)
+        for task in loops:
+            if task.done():
+                task.result()
         with suppress(CustodyError):
             async with database.transaction() as transaction:
                 await models.forget_worker(transaction, settings.instance)

@@ -34,8 +34,8 @@ class Held:
 
 
 class Consumer:
-    """`run_in_slot` does the work of one task; `slots` of them run at once, and `prefetch` more tasks a slot are held
-    ready, so that no slot waits for the database between two pictures."""
+    """`run_in_slot` does the work of one task, while `has_slots`; `slots` of them run at once. `prefetch` more tasks a
+    slot are held ready, so that none waits for the database between two pictures."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Consumer:
         jobs: Jobs,
         notices: Notices,
         run_in_slot: Callable[[Work], Awaitable[Outcome]],
+        has_slots: Callable[[], bool],
         model: ModelReference,
         slots: int,
         prefetch: int,
@@ -58,6 +59,7 @@ class Consumer:
         self._jobs = jobs
         self._notices = notices
         self._run_in_slot = run_in_slot
+        self._has_slots = has_slots
         self._model = model
         self._free_slots = asyncio.Semaphore(slots)
         self._capacity = slots * (1 + prefetch)
@@ -70,10 +72,13 @@ class Consumer:
         """Works until `stop` is set; then takes nothing more, finishes what has begun and gives the rest back."""
         keeping = asyncio.create_task(self._keep_leases(), name="keep-leases")
         stopping = asyncio.create_task(self._wake_at(stop), name="wake-at-stop")
+        keeping.add_done_callback(lambda _: stop.set())
         try:
             while not stop.is_set():
                 await self._take()
             await self._drain()
+            if keeping.done():
+                keeping.result()
         finally:
             keeping.cancel()
             stopping.cancel()
@@ -87,6 +92,9 @@ class Consumer:
         free = self._capacity - len(self._held)
         if free == 0:
             await self._room.wait()
+            return
+        if not self._has_slots():
+            await asyncio.sleep(RECEIVE_SECONDS)
             return
         try:
             deliveries = await self._transport.receive(free, RECEIVE_SECONDS)
@@ -110,7 +118,13 @@ class Consumer:
                 outcome = await self._run_in_slot(
                     Work(claim.task_id, claim.path, claim.media_type, claim.orientation, claim.parameters)
                 )
-            await self._until_database_answers(lambda: self._end(claim, outcome))
+            try:
+                await self._until_database_answers(lambda: self._end(claim, outcome))
+            except Exception as error:
+                # What the engine found cannot be stored. It would find the same again.
+                log.exception("end_not_written")
+                refusal = Failed("inference_failed", f"The result cannot be stored ({type(error).__name__}).")
+                await self._until_database_answers(lambda: self._end(claim, refusal))
             await self._transport.settle(held.delivery)
         finally:
             if self._held.get(claim.task_id) is held:

@@ -20,7 +20,9 @@ import typer
 from broker.app import build_app
 from broker.maintenance.migrate import ensure_database, migrate
 from broker.maintenance.settings import MigrateSettings
+from broker.media import Prober
 from broker.metrics import BrokerMetrics
+from broker.readiness import Readiness
 from broker.service import Service
 from broker.settings import BrokerSettings
 from custody.database import Database
@@ -66,15 +68,19 @@ def contracts(
 async def _openapi() -> str:
     settings = load(BrokerSettings, database_url="postgresql://", volume=Path())
     volume = Volume(settings.volume, instance="contracts")
+    database = Database("", name="contracts")
     service = Service(
         settings=settings,
-        database=Database("", name="contracts"),
+        database=database,
         volume=volume,
         files=Files(volume),
         jobs=Jobs(),
         tasks=Tasks(),
         notices=Notices("", name="contracts"),
+        probe=Prober(settings.max_pixels),
+        readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker),
         metrics=BrokerMetrics(),
+        stopping=asyncio.Event(),
     )
     return json.dumps(build_app(service).openapi(), indent=2, ensure_ascii=False) + "\n"
 

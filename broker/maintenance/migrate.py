@@ -17,13 +17,13 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 
 from custody import models, tenants
+from custody.database import ROLES
 from custody.errors import StartError
 from custody.ids import new_id
 from custody.volume import Volume
 
 log = structlog.get_logger()
 
-ROLES = ("wharf_owner", "wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup")
 LOCK = 0x77686172  # "whar": one migration at a time
 LOCK_TIMEOUT = "5s"
 TRIES = 5

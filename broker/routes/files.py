@@ -125,7 +125,8 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
         "Content-Disposition": "attachment",
         "X-Content-Type-Options": "nosniff",
     }
-    if etag in request.headers.get("if-none-match", ""):
+    matched = request.headers.get("if-none-match", "")
+    if etag in matched or matched.strip() == "*":
         return Response(status_code=304, headers=headers)
     ranged = request.headers.get("range") if request.headers.get("if-range", etag) == etag else None
     span = _span(ranged, file.size)
@@ -170,9 +171,9 @@ def _digest(text: str) -> bytes:
 def _span(ranged: str | None, size: int) -> range:
     """The bytes that one range of a `Range` header names (RFC 9110, 14.1.2); all of them where it names several."""
     found = re.fullmatch(r"bytes=(\d{0,19})-(\d{0,19})", ranged or "")
-    if found is None or found[0] == "bytes=-":
+    first, last = found.groups() if found else ("", "")
+    if not (first or last) or (first and last and int(last) < int(first)):
         return range(size)
-    first, last = found.groups()
     start, stop = (int(first), int(last) + 1 if last else size) if first else (size - int(last), size)
     span = range(max(start, 0), min(stop, size))
     if not span:

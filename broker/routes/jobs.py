@@ -25,6 +25,7 @@ from custody.wire import (
     JsonObject,
     Parameters,
     PredictFields,
+    Priority,
     ResultPage,
     Text,
 )
@@ -33,6 +34,9 @@ log = structlog.get_logger()
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
+
+FEW_INPUTS = 100
+"""A job of more that names no priority stands back behind single pictures."""
 
 PREDICT_BODY = {
     "requestBody": {
@@ -76,7 +80,7 @@ async def predict(
     async with body.receive(request, service, part="image", raw=False) as received:
         wish = _wish(received.fields)
         digests = [upload.staged.sha256 for upload in received.uploads]
-        wanted = idempotency.fingerprint("POST /v1/predict", received.fields, digests)
+        wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
         async with service.database.transaction(tenant) as transaction:
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
@@ -118,7 +122,7 @@ async def submit(
                 model=model,
                 files=await service.files.hold(transaction, wish.inputs),
                 parameters=wish.params,
-                priority=wish.priority,
+                priority=wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH),
                 metadata=wish.metadata,
             )
             await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
@@ -173,10 +177,11 @@ async def results(
     """In the order of the inputs. `jsonl`: a page as one result a line, the next page's address in `Link`."""
     wanted = parse_id(job_id, "job")
     async with service.database.transaction(principal.tenant_id) as transaction:
-        if await service.jobs.ended(transaction, wanted) is None:
+        total = await service.jobs.total(transaction, wanted)
+        if total is None:
             raise no_such("job")
         page = await service.jobs.results(transaction, wanted, after=paging.decode_number(cursor), limit=limit)
-    following = paging.encode(page[-1].input) if len(page) == limit else None
+    following = paging.encode(page[-1].input) if page and page[-1].input < total - 1 else None
     if format == "json":
         return answer(ResultPage(items=page, next_cursor=following))
     link = f'</v1/jobs/{wanted}/results?format=jsonl&limit={limit}&cursor={following}>; rel="next"'

@@ -49,6 +49,7 @@ class Worker:
             jobs=self.domain.jobs,
             notices=self._notices,
             run_in_slot=run_in_slot,
+            has_slots=lambda: True,
             model=MODEL,
             slots=slots,
             prefetch=prefetch,
@@ -192,7 +193,7 @@ async def test_the_end_of_a_task_that_another_has_taken_over_is_void(domain, acm
 
     async with worker.running(look):
         await begun.wait()
-        domain.expire_leases("w1")
+        await domain.expire_leases("w1")
         async with domain.worker.transaction() as transaction:
             await domain.tasks.requeue_expired(transaction)
             # In one transaction, so that the consumer under test does not take it again.
@@ -217,7 +218,7 @@ async def test_a_task_that_was_lost_before_it_began_is_not_worked_on(domain, acm
     async with worker.running(look, lease_seconds=0.3):
         await until(lambda: len(claimed_by(domain, "w1")) == 2 and seen)
         [waiting] = set(claimed_by(domain, "w1")) - {seen[0].task}
-        domain.rows("UPDATE wharf.tasks SET attempt = attempt + 1, worker = 'other' WHERE id = %s", [waiting])
+        await domain.change("UPDATE wharf.tasks SET attempt = attempt + 1, worker = 'other' WHERE id = %s", [waiting])
         await asyncio.sleep(0.5)
         go_on.set()
         await until(lambda: worker.counted("succeeded"))

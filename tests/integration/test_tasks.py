@@ -67,7 +67,7 @@ async def test_an_extension_tells_what_was_taken_over_cancelled_or_ended(domain,
 async def test_an_extension_is_no_end_to_an_expired_lease_that_nobody_has_taken_notice_of(domain, acme):
     await domain.submit(acme)
     claims = await domain.claim()
-    domain.expire_leases()
+    await domain.expire_leases()
     async with domain.worker.transaction() as transaction:
         assert await domain.tasks.extend(transaction, claims)
     async with domain.worker.transaction() as transaction:
@@ -77,7 +77,7 @@ async def test_an_extension_is_no_end_to_an_expired_lease_that_nobody_has_taken_
 async def test_an_end_after_the_lease_but_before_anybody_noticed_still_counts(domain, acme):
     job = await domain.submit(acme)
     [claim] = await domain.claim()
-    domain.expire_leases()
+    await domain.expire_leases()
     assert await domain.succeed(claim)
     async with domain.worker.transaction() as transaction:
         assert await domain.tasks.requeue_expired(transaction) == []
@@ -158,7 +158,7 @@ async def test_a_worker_that_starts_frees_what_its_former_self_held_and_nothing_
 async def test_expired_leases_are_mended_in_bounded_batches(domain, acme):
     await domain.submit(acme, inputs=7)
     await domain.claim(7)
-    domain.expire_leases()
+    await domain.expire_leases()
     sizes = []
     for _ in range(4):
         async with domain.worker.transaction() as transaction:
@@ -169,7 +169,7 @@ async def test_expired_leases_are_mended_in_bounded_batches(domain, acme):
 async def test_two_who_mend_at_once_do_not_wait_for_each_other(domain, acme):
     await domain.submit(acme, inputs=4)
     await domain.claim(4)
-    domain.expire_leases()
+    await domain.expire_leases()
     async with domain.worker.transaction() as one, domain.worker.transaction() as other:
         first = await domain.tasks.requeue_expired(one, limit=2)
         async with asyncio.timeout(5):
@@ -288,6 +288,8 @@ def leases(domain) -> list[float]:
 
 async def release(domain, claim) -> None:
     """The claim's lease runs out, and that is noticed."""
-    domain.expire_leases(domain.rows("SELECT worker FROM wharf.tasks WHERE id = %s", [claim.task_id])[0]["worker"])
+    await domain.expire_leases(
+        domain.rows("SELECT worker FROM wharf.tasks WHERE id = %s", [claim.task_id])[0]["worker"]
+    )
     async with domain.worker.transaction() as transaction:
         await domain.tasks.requeue_expired(transaction)

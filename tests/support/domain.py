@@ -1,7 +1,8 @@
 """The domain on one installation, put together as broker and worker do it, in the few words that tests need."""
 
+import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -35,11 +36,15 @@ class Domain:
         self.jobs = Jobs()
         self.tasks = Tasks(lease_seconds=30, max_attempts=3)
 
-    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """What a statement gives a superuser, to whom no wall applies."""
+    def rows(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """What a statement gives a superuser, to whom no wall applies. It stops the event loop meanwhile: what may have
+        to wait for a lock of somebody in this process goes through `change`."""
         with psycopg.connect(self.installation.url(), autocommit=True, row_factory=dict_row) as connection:
             found = connection.execute(statement, values)
             return found.fetchall() if found.description else []
+
+    async def change(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> None:
+        await asyncio.to_thread(self.rows, statement, values)
 
     def add_tenant(self, name: str) -> UUID:
         tenant = new_id()
@@ -123,9 +128,9 @@ class Domain:
         assert found is not None
         return found
 
-    def expire_leases(self, worker: str | None = None) -> None:
+    async def expire_leases(self, worker: str | None = None) -> None:
         """Lets the time pass after which silent workers lose their tasks."""
-        self.rows(
+        await self.change(
             "UPDATE wharf.tasks SET lease_until = now() - interval '1 second'"
             " WHERE state = 'running' AND (%(worker)s::text IS NULL OR worker = %(worker)s)",
             {"worker": worker},

@@ -1,5 +1,6 @@
 """Request bodies as they arrive: in pieces of any size, with names of any kind, broken off anywhere."""
 
+import asyncio
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from broker.body import Body, _declared_name, clean_filename, read_json, receive
+from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.service import Service
 from broker.settings import BrokerSettings
@@ -41,15 +43,19 @@ def service_in(folder: Path, **limits: int) -> Service:
     if not volume.is_prepared():
         (folder / "staging").mkdir()
         (folder / "volume-id").write_text(f"{new_id()}\n")
+    settings = BrokerSettings(database_url="postgresql://nobody@nowhere/none", volume=folder, **limits)
     return Service(
-        settings=BrokerSettings(database_url="postgresql://nobody@nowhere/none", volume=folder, **limits),
+        settings=settings,
         database=NO_DATABASE,
         volume=volume,
         files=Files(volume),
         jobs=Jobs(),
         tasks=Tasks(),
         notices=NO_DATABASE,
+        probe=Prober(settings.max_pixels),
+        readiness=NO_DATABASE,
         metrics=BrokerMetrics(),
+        stopping=asyncio.Event(),
     )
 
 

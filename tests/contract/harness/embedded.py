@@ -39,7 +39,7 @@ class EmbeddedHarness:
         self._broker.tell(tasks_queued(pool))
 
     async def abandon(self, worker: str) -> None:
-        self._domain.expire_leases(worker)
+        await self._domain.expire_leases(worker)
         await self.reconcile()
 
     async def reconcile(self) -> None:
