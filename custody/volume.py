@@ -2,6 +2,7 @@
 
     blobs/sha256/ab/c/<64 hex>    immutable, read-only
     staging/<instance>.<id>       uploads in progress
+    dropped/<instance>.<id>       uploads whose bytes were here already, for a moment
     models/<name>/<version>/      immutable once registered
     volume-id                     the same random id as in the database
 
@@ -13,6 +14,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import random
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +33,9 @@ CHUNK = 1024 * 1024
 """Bytes gathered before they are hashed and written: two of these are all the memory that an upload holds."""
 
 
+UNLINK_AFTER_SECONDS = (0.05, 0.15)
+
+
 @dataclass(frozen=True)
 class Staged:
     """Bytes that are on the volume's disk, hashed, and not yet in the tree."""
@@ -46,6 +51,7 @@ class Volume:
     def __init__(self, root: Path, *, instance: str, threads: int = 16) -> None:
         self._root = root
         self._staging = root / "staging"
+        self._dropped = root / "dropped"
         self._instance = instance
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="volume")
 
@@ -56,7 +62,7 @@ class Volume:
     def prepare(self, volume_id: UUID) -> None:
         """Makes the folders once and makes them durable; what is there already stays. `wharf migrate` calls it."""
         tree = self._root / "blobs" / "sha256"
-        for folder in (self._root, self._staging, self._root / "models", tree):
+        for folder in (self._root, self._staging, self._dropped, self._root / "models", tree):
             folder.mkdir(parents=True, exist_ok=True)
         for first in map("".join, product("0123456789abcdef", repeat=2)):
             for second in "0123456789abcdef":
@@ -87,8 +93,8 @@ class Volume:
             raise StartError(f"WHARF_VOLUME: {self._root / 'volume-id'} cannot be read: {error}") from error
 
     def discard_former(self) -> int:
-        """Removes what a former process of this instance's name left in `staging/`; gives the number of files."""
-        left = list(self._staging.glob(f"{self._instance}.*"))
+        """Removes what a former process of this instance's name left in progress; gives the number of files."""
+        left = [path for folder in (self._staging, self._dropped) for path in folder.glob(f"{self._instance}.*")]
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)
@@ -119,8 +125,8 @@ class Volume:
     async def drop(self, staged: Staged) -> None:
         """Lets go of staged bytes that the tree has already, by the same steps as `keep`, so that no clock tells
         whether the bytes were known: into the tree, under a name of their own, and out again. The unlink, whose time
-        grows with the file, follows behind the answer."""
-        dropped = staged.path.with_name(f"{staged.path.name}.dropped")
+        grows with the file, follows when the answer is long gone."""
+        dropped = self._dropped / staged.path.name
 
         def in_and_out() -> None:
             beside = self._blob(staged.sha256).with_name(f"{staged.sha256.hex()}.{new_id()}")
@@ -129,7 +135,8 @@ class Volume:
             beside.rename(dropped)
 
         await self.run(in_and_out)
-        self._threads.submit(dropped.unlink)
+        later = random.uniform(*UNLINK_AFTER_SECONDS)  # noqa: S311
+        asyncio.get_running_loop().call_later(later, self._threads.submit, dropped.unlink)
 
     async def open(self, sha256: bytes) -> int:
         """A descriptor of the bytes, opened for reading; the caller closes it."""

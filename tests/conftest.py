@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,17 +53,15 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def installation(postgres: Postgres) -> Iterator[Installation]:
-    name = f"wharf_{os.urandom(6).hex()}"
-    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE wharf_template")
-    # Its 4,096 folders in memory, where there is such a place: on a disk they take longer than most tests.
-    memory = Path("/dev/shm")
-    volume = Path(tempfile.mkdtemp(prefix="wharf-volume-", dir=memory if os.access(memory, os.W_OK) else None))
-    asyncio.run(migrate(postgres.url("postgres", name), Volume(volume, instance="migrate")))
-    yield Installation(postgres, name, volume)
-    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    shutil.rmtree(volume)
+    with _new_installation(postgres) as installation:
+        yield installation
+
+
+@pytest.fixture(scope="module")
+def shared_installation(postgres: Postgres) -> Iterator[Installation]:
+    """One for all tests of a module that leave it as they found it."""
+    with _new_installation(postgres) as installation:
+        yield installation
 
 
 @pytest.fixture
@@ -81,3 +80,18 @@ async def worker_database(installation: Installation) -> AsyncIterator[Database]
 async def notices(installation: Installation) -> AsyncIterator[Notices]:
     async with Notices(installation.url("wharf_api"), name="test") as notices:
         yield notices
+
+
+@contextmanager
+def _new_installation(postgres: Postgres) -> Iterator[Installation]:
+    name = f"wharf_{os.urandom(6).hex()}"
+    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE wharf_template")
+    # Its 4,096 folders in memory, where there is such a place: on a disk they take longer than most tests.
+    memory = Path("/dev/shm")
+    volume = Path(tempfile.mkdtemp(prefix="wharf-volume-", dir=memory if os.access(memory, os.W_OK) else None))
+    asyncio.run(migrate(postgres.url("postgres", name), Volume(volume, instance="migrate")))
+    yield Installation(postgres, name, volume)
+    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    shutil.rmtree(volume)

@@ -95,10 +95,16 @@ async def test_an_ended_job_is_written_no_more(domain, acme):
         "state = 'lost', finished_at = now()",
     ],
 )
-async def test_the_database_refuses_a_state_that_contradicts_itself(domain, acme, change):
-    job = await domain.submit(acme, inputs=2)
-    with pytest.raises(psycopg.errors.CheckViolation):
-        domain.rows(f"UPDATE wharf.jobs SET {change} WHERE id = %s", [job])
+def test_the_database_refuses_a_state_that_contradicts_itself(shared_installation, change):
+    with psycopg.connect(shared_installation.url()) as connection:
+        connection.execute("INSERT INTO wharf.tenants (id, name) VALUES (gen_random_uuid(), 'acme')")
+        connection.execute(
+            "INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, total)"
+            " SELECT gen_random_uuid(), id, 'digits', '{}', 'batch', 2 FROM wharf.tenants"
+        )
+        with pytest.raises(psycopg.errors.CheckViolation):
+            connection.execute(f"UPDATE wharf.jobs SET {change}")
+        connection.rollback()
 
 
 async def test_the_last_two_tasks_ending_at_the_same_moment_finish_the_job_once(domain, acme):

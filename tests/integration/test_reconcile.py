@@ -42,7 +42,7 @@ async def test_a_task_whose_attempts_are_spent_fails_ends_its_job_and_that_is_to
         await domain.claim()
         await domain.expire_leases()
         await reconciler.run_once()
-    await domain.claim(worker="third")
+    await domain.claim()
     await domain.expire_leases()
     async with told(notices, job_ended(job)):
         await reconciler.run_once()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from custody.jobs import Jobs
 from custody.tasks import Tasks
@@ -193,10 +194,9 @@ async def test_two_who_mend_at_once_do_not_wait_for_each_other(domain, acme):
         "class = 'urgent'",
     ],
 )
-async def test_the_database_refuses_a_state_that_contradicts_itself(domain, acme, change):
-    await domain.submit(acme)
-    with pytest.raises(psycopg.errors.CheckViolation):
-        domain.rows(f"UPDATE wharf.tasks SET {change}")
+def test_the_database_refuses_a_state_that_contradicts_itself(seasoned, change):
+    with psycopg.connect(seasoned.url()) as connection, pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute(f"UPDATE wharf.tasks SET {change} WHERE state = 'queued'")
 
 
 # Plans. The statements are the ones that are sent; the rows are those of a service that has worked for a while and was
@@ -215,39 +215,31 @@ class Recorded:
         return await self._transaction.execute(statement, values)
 
 
-@pytest.fixture
-async def seasoned(domain, acme):
-    kept = await domain.keep(acme, b"a picture")
-    domain.rows(
-        """
+@pytest.fixture(scope="module")
+def seasoned(shared_installation):
+    statements = """
+        INSERT INTO wharf.tenants (id, name) VALUES (gen_random_uuid(), 'acme');
+        INSERT INTO wharf.blobs (sha256, size) VALUES (sha256('a picture'), 1);
         INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, total, state, done, failed, finished_at)
-        SELECT gen_random_uuid(), %s, 'digits', '{}', 'batch', 10, 'succeeded', 10, 0, now()
-        FROM generate_series(1, 2000)
-        """,
-        [acme],
-    )
-    domain.rows(
-        """
+            SELECT gen_random_uuid(), id, 'digits', '{}', 'batch', 10, 'succeeded', 10, 0, now()
+            FROM wharf.tenants, generate_series(1, 2000);
         INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, total)
-        SELECT gen_random_uuid(), %s, 'digits', '{}', 'batch', CASE WHEN n = 1 THEN 20000 ELSE 10 END
-        FROM generate_series(1, 20) n
-        """,
-        [acme],
-    )
-    domain.rows(
-        """
+            SELECT gen_random_uuid(), id, 'digits', '{}', 'batch', CASE WHEN n = 1 THEN 20000 ELSE 10 END
+            FROM wharf.tenants, generate_series(1, 20) n;
         INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input, sha256, size, media_type,
-            width, height, orientation, state, ended_at, attempt, worker, lease_until)
-        SELECT gen_random_uuid(), j.tenant_id, j.id, CASE WHEN i %% 10 = 9 THEN 'birds' ELSE 'digits' END, 'batch', i,
-            %s, 1, 'image/png', 1, 1, 1,
-            CASE WHEN j.state <> 'open' THEN 'succeeded' WHEN i < 6 THEN 'running' ELSE 'queued' END,
-            CASE WHEN j.state <> 'open' THEN now() END, 1, 'w' || i,
-            CASE WHEN j.state = 'open' AND i < 6 THEN now() + interval '30 s' END
-        FROM wharf.jobs j, generate_series(0, j.total - 1) i
-        """,
-        [bytes.fromhex(kept.files[0].sha256)],
-    )
-    domain.rows("ANALYZE")
+                width, height, orientation, state, ended_at, attempt, worker, lease_until)
+            SELECT gen_random_uuid(), j.tenant_id, j.id, CASE WHEN i % 10 = 9 THEN 'birds' ELSE 'digits' END, 'batch',
+                i, sha256('a picture'), 1, 'image/png', 1, 1, 1,
+                CASE WHEN j.state <> 'open' THEN 'succeeded' WHEN i < 6 THEN 'running' ELSE 'queued' END,
+                CASE WHEN j.state <> 'open' THEN now() END, 1, 'w' || i,
+                CASE WHEN j.state = 'open' AND i < 6 THEN now() + interval '30 s' END
+            FROM wharf.jobs j, generate_series(0, j.total - 1) i;
+        ANALYZE;
+    """
+    with psycopg.connect(shared_installation.url(), autocommit=True) as connection:
+        for statement in statements.split(";"):
+            connection.execute(statement)
+    return shared_installation
 
 
 @pytest.mark.parametrize(
@@ -262,12 +254,14 @@ async def seasoned(domain, acme):
     ],
     ids=["claim", "claim of a smaller pool", "expired leases", "former self", "unfinished jobs", "cancelled jobs"],
 )
-async def test_what_runs_all_the_time_reads_an_index_and_no_table(domain, seasoned, call, indexes):
-    async with domain.worker.transaction() as transaction:
+async def test_what_runs_all_the_time_reads_an_index_and_no_table(seasoned, call, indexes):
+    url = seasoned.url("wharf_worker")
+    async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as transaction:
         recorded = Recorded(transaction)
         await call(recorded)
         [(statement, values)] = recorded.sent
         [row] = await (await transaction.execute(f"EXPLAIN (FORMAT JSON) {statement}", values)).fetchall()
+        await transaction.rollback()
     nodes = list(walk(row["QUERY PLAN"][0]["Plan"]))
     assert {node.get("Index Name") for node in nodes} >= indexes, json.dumps(row["QUERY PLAN"], indent=1)
     assert [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"] == []

@@ -22,6 +22,7 @@ from psycopg.rows import dict_row
 from broker.maintenance.migrate import first_key
 from custody.volume import CHUNK, blob_path
 from tests.support.broker_killed_at import COMMITTED, STEPS
+from tests.support.domain import staged_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,14 +48,30 @@ def test_a_broker_killed_during_an_upload_leaves_a_true_database_and_a_clean_vol
     assert len(committed) == (step == COMMITTED)
 
     with broker(installation, key, ["-m", "wharfinger", "broker"]) as (_, client):
-        assert list((installation.volume / "staging").iterdir()) == []
+        assert staged_files(installation.volume) == []
         again = upload(client, picture)
         assert again.status_code == (200 if step == COMMITTED else 201), again.text
         for file in [*committed, *(file["id"] for file in again.json()["items"])]:
             assert client.get(f"/v1/files/{file}/content").content == picture
     assert_every_promise_is_kept(installation)
     assert rows(installation, "SELECT state FROM wharf.blobs") == [{"state": "present"}]
-    assert list((installation.volume / "staging").iterdir()) == []
+    assert staged_files(installation.volume) == []
+
+
+def test_a_broker_killed_while_it_drops_what_it_has_already_keeps_what_it_has(installation, picture):
+    key = asyncio.run(first_key(installation.url(), "default"))
+    with broker(installation, key, ["-m", "wharfinger", "broker"]) as (_, client):
+        [file] = upload(client, picture).json()["items"]
+    killed = ["-m", "tests.support.broker_killed_at", "the rename has happened"]
+    with broker(installation, key, killed) as (process, client):
+        with pytest.raises(httpx.TransportError):
+            upload(client, picture)
+        assert process.wait(timeout=30) == -signal.SIGKILL
+    assert_every_promise_is_kept(installation)
+    with broker(installation, key, ["-m", "wharfinger", "broker"]) as (_, client):
+        assert staged_files(installation.volume) == []
+        assert [one["id"] for one in client.get("/v1/files").json()["items"]] == [file["id"]]
+        assert client.get(f"/v1/files/{file['id']}/content").content == picture
 
 
 def assert_every_promise_is_kept(installation) -> None:

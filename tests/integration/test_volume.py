@@ -7,19 +7,17 @@ from hashlib import sha256
 
 import pytest
 
+from custody.database import Database
 from custody.errors import CustodyError, StartError
 from custody.ids import new_id
 from custody.installation import check_volume
 from custody.volume import CHUNK, Staged, Volume, blob_path
+from tests.support.domain import staged_files
 
 
 @pytest.fixture
-def volume(installation) -> Volume:
-    return Volume(installation.volume, instance="broker")
-
-
-def staged_files(volume: Volume) -> list[str]:
-    return sorted(path.name for path in (volume.root / "staging").iterdir())
+def volume(shared_installation) -> Volume:
+    return Volume(shared_installation.volume, instance="broker")
 
 
 @pytest.mark.parametrize("size", [1, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 7])
@@ -34,7 +32,7 @@ async def test_what_is_written_in_any_pieces_is_staged_hashed_and_read_again(vol
         assert (staged.sha256, staged.size) == (sha256(content).digest(), size)
         assert staged.path.read_bytes() == content
         await volume.keep(staged)
-    assert staged_files(volume) == []
+    assert staged_files(volume.root) == []
     descriptor = await volume.open(staged.sha256)
     try:
         assert await volume.read(descriptor, 0, size) == content
@@ -52,7 +50,7 @@ async def test_the_first_byte_over_the_limit_is_refused_and_nothing_is_left(volu
         with pytest.raises(CustodyError) as refused:
             await staging.write(b"x")
     assert (refused.value.code, refused.value.kind.status) == ("file_too_large", 413)
-    assert staged_files(volume) == []
+    assert staged_files(volume.root) == []
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(volume):
@@ -63,7 +61,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(volume):
 
     with pytest.raises(ZeroDivisionError):
         await break_off()
-    assert staged_files(volume) == []
+    assert staged_files(volume.root) == []
 
 
 async def test_an_upload_holds_two_chunks_of_memory_at_most(volume):
@@ -80,7 +78,7 @@ async def test_dropped_bytes_are_gone_and_the_tree_keeps_its_own(volume):
         staged = await staging.seal()
         await volume.drop(staged)
         async with asyncio.timeout(5):
-            while staged_files(volume):
+            while staged_files(volume.root):
                 await asyncio.sleep(0.01)
     assert (volume.root / blob_path(staged.sha256)).read_bytes() == b"a picture"
 
@@ -100,13 +98,15 @@ async def test_a_start_removes_what_its_former_self_was_staging_and_nothing_of_a
     for name in ("broker.1", "broker.2", "broker-2.1", "other.1"):
         (volume.root / "staging" / name).write_bytes(b"half a picture")
     assert volume.discard_former() == 2
-    assert staged_files(volume) == ["broker-2.1", "other.1"]
+    assert staged_files(volume.root) == ["broker-2.1", "other.1"]
+    for name in ("broker-2.1", "other.1"):
+        (volume.root / "staging" / name).unlink()
 
 
-async def test_a_volume_that_cannot_be_written_or_read_is_told(volume):
+async def test_a_volume_that_cannot_be_written_or_read_is_told(volume, tmp_path):
     await volume.check_writable()
-    assert staged_files(volume) == []
-    (volume.root / "staging").rmdir()
+    assert staged_files(volume.root) == []
+    volume = Volume(tmp_path / "not mounted", instance="broker")
     for call in (volume.check_writable(), volume.open(sha256(b"unknown").digest())):
         with pytest.raises(CustodyError) as told:
             await call
@@ -114,9 +114,10 @@ async def test_a_volume_that_cannot_be_written_or_read_is_told(volume):
         assert "ENOENT" in told.value.detail
 
 
-async def test_a_process_starts_on_the_volume_of_its_database_and_on_no_other(volume, api_database, tmp_path):
+async def test_a_process_starts_on_the_volume_of_its_database_and_on_no_other(volume, shared_installation, tmp_path):
     other = Volume(tmp_path / "other", instance="broker")
-    async with api_database.transaction() as transaction:
+    url = shared_installation.url("wharf_api")
+    async with Database(url, name="api") as database, database.transaction() as transaction:
         await check_volume(transaction, volume)
         with pytest.raises(StartError, match="not a prepared volume"):
             await check_volume(transaction, other)
@@ -137,11 +138,11 @@ def test_preparing_again_changes_nothing(tmp_path):
     assert (volume.root / blob_path(bytes(32))).read_bytes() == b"a picture"
 
 
-def test_there_is_a_folder_for_every_digest(installation):
+def test_there_is_a_folder_for_every_digest(volume):
     for first in range(256):
         for second in range(16):
             digest = bytes([first, second << 4, *bytes(30)])
-            assert (installation.volume / blob_path(digest)).parent.is_dir()
+            assert (volume.root / blob_path(digest)).parent.is_dir()
 
 
 async def keep(volume: Volume, content: bytes) -> Staged:

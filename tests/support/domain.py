@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -145,4 +147,14 @@ class Domain:
         return path.read_bytes() if path.exists() else None
 
     def staged(self) -> list[str]:
-        return [path.name for path in (self.installation.volume / "staging").iterdir()]
+        return staged_files(self.installation.volume)
+
+
+def staged_files(volume: Path) -> list[str]:
+    """What lies in `staging/`, once what was dropped is gone: its unlink follows behind the answer."""
+    for _ in range(500):
+        names = sorted(path.name for path in (volume / "staging").iterdir())
+        if not any(name.endswith(".dropped") for name in names):
+            break
+        time.sleep(0.01)
+    return names
