@@ -38,16 +38,21 @@ def demo(
 @contextmanager
 def _service(model: Path) -> Iterator[dict[str, str]]:
     """`wharf up` on a free port, its log in a file; gives the environment in which `wharf` finds it."""
+    # Not the database or the server that this shell's environment may name: the demo touches its own folder only.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WHARF_")}
     port = _free_port()
     data, log = FOLDER / "data", FOLDER / "up.log"
     print(f"Starting the service on port {port} (log: {log}) ...", flush=True)  # noqa: T201
     command = [sys.executable, "-m", "wharfinger", "up", "--data", str(data), "--port", str(port), "--model"]
     with log.open("w") as output:
-        up = subprocess.Popen([*command, str(model)], stdout=output, stderr=subprocess.STDOUT)
+        # In a session of its own: Ctrl-C comes to us, and we end it.
+        up = subprocess.Popen(
+            [*command, str(model)], env=clean, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         _wait_until_ready(up, log)
         yield {
-            **os.environ,
+            **clean,
             "WHARF_SERVER": f"http://127.0.0.1:{port}",
             "WHARF_API_KEY_FILE": str(data / KEY_FILE),
         }

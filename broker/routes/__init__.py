@@ -1,1 +1,8 @@
 """One module a noun of the API. They parse and answer: no SQL, no paths."""
+
+from typing import Annotated
+
+from fastapi import Header
+
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
+"""What a client gives every attempt of one POST, so that it has one effect."""

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from broker import body, paging
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
+from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
 from custody import idempotency
 from custody.database import Transaction
@@ -20,8 +21,6 @@ from custody.volume import CHUNK
 from custody.wire import File, FileList, FilePage
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
-
-IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
 
 UPLOAD_BODY = {
     "requestBody": {

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from broker import body, paging, problems
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
-from broker.routes.files import IdempotencyKey
+from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
 from broker.waiting import preferred_seconds, wait_for_end
 from custody import idempotency, models

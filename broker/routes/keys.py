@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 from broker import body
 from broker.access import Admin
 from broker.answers import answer, no_such, parse_id
-from broker.routes.files import IdempotencyKey
+from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
 from custody import idempotency, tenants
 from custody.wire import KeyList, KeyRequest, NewKey

@@ -9,10 +9,9 @@ from custody.tasks import Claim
 
 @dataclass(frozen=True)
 class Delivery:
-    """A claimed task on its way through a worker. `tag` is the transport's own."""
+    """A claimed task on its way through a worker. A transport may add what it needs to settle it."""
 
     claim: Claim
-    tag: int = 0
 
 
 class Transport(Protocol):
