@@ -1,6 +1,7 @@
 """Models: which versions are registered, and which workers serve them now."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from custody.errors import CustodyError, StartError
 from custody.ids import new_id
 from custody.volume import sync_path
 from custody.wire import Model, ModelReference, ModelVersion
+
+SUFFIXES = (".onnx", ".xml")
+"""Of model files: ONNX, and OpenVINO's IR with its .bin beside it."""
 
 WORKER_SILENT_SECONDS = 30.0
 """A worker that has not been seen for longer does not count as living."""
@@ -39,9 +43,18 @@ class Registration:
     input_height: int
 
 
-def install(source: Path, volume: Path, name: str) -> ModelFiles:
-    """Copies a model into `models/<name>/<first 16 of its digest>/`, unless it is there; an OpenVINO IR brings its
+def name_of(model: str) -> str:
+    """The name by which jobs ask for `model`: itself, or, where it is a model file, its stem in plain letters."""
+    path = Path(model)
+    if path.suffix not in SUFFIXES:
+        return model
+    return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "model"
+
+
+def install(source: Path, volume: Path) -> ModelFiles:
+    """Copies a model into `models/<its name>/<first 16 of its digest>/`, unless it is there; an OpenVINO IR brings its
     .bin and its metadata.yaml along. The folder is renamed into place, so that nobody sees half a model."""
+    name = name_of(source.name)
     parts = _parts(source)
     digest = _digest(parts)
     folder = volume / "models" / name / digest.hex()[:16]

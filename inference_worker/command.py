@@ -1,7 +1,6 @@
 """`wharf worker`: one pool's worker process, wired."""
 
 import asyncio
-import re
 import signal
 import sys
 import time
@@ -152,9 +151,8 @@ async def serve(settings: WorkerSettings) -> None:
 
 async def _model_files(database: Database, settings: WorkerSettings) -> ModelFiles:
     path = Path(settings.model)
-    if path.suffix in (".onnx", ".xml"):
-        name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "model"
-        return models.install(path, settings.volume, name)
+    if path.suffix in models.SUFFIXES:
+        return models.install(path, settings.volume)
     async with database.transaction() as transaction:
         found = await models.newest_path(transaction, settings.model)
     if found is None:

@@ -22,6 +22,7 @@ from broker.maintenance.migrate import (
     write_key,
 )
 from custody.errors import StartError
+from custody.models import name_of
 from custody.settings import load
 from custody.telemetry import configure_logging
 from custody.volume import Volume
@@ -124,10 +125,9 @@ class OneMachine:
             "WHARF_HOST": self._settings.host,
             "WHARF_PORT": str(self._settings.port),
             "WHARF_MODEL": self._settings.model,
+            "WHARF_DEFAULT_MODEL": name_of(self._settings.model),
             "WHARF_READY_NEEDS_WORKER": "true",
         }
-        if not self._settings.model.endswith((".onnx", ".xml")):
-            own["WHARF_DEFAULT_MODEL"] = self._settings.model
         return {"WHARF_HEALTH_PORT": "0", **os.environ, **own}
 
     def _program(self, name: str, environment: dict[str, str], *, ready: str) -> Program:

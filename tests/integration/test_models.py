@@ -112,27 +112,27 @@ def test_a_model_is_copied_once_under_its_digest(tmp_path):
     source = tmp_path / "digits.onnx"
     source.write_bytes(b"a model")
     volume = tmp_path / "volume"
-    files = models.install(source, volume, "digits")
+    files = models.install(source, volume)
     assert files.digest == sha256(b"a model").digest()
     assert files.path == f"models/digits/{files.digest.hex()[:16]}/digits.onnx"
     assert (volume / files.path).read_bytes() == b"a model"
     before = (volume / files.path).stat()
-    assert models.install(source, volume, "digits") == files
+    assert models.install(source, volume) == files
     assert (volume / files.path).stat().st_ino == before.st_ino
     source.write_bytes(b"another model")
-    assert models.install(source, volume, "digits").path != files.path
+    assert models.install(source, volume).path != files.path
 
 
 def test_an_openvino_model_brings_its_weights_and_metadata_along(tmp_path):
     source = tmp_path / "digits.xml"
     source.write_bytes(b"<net/>")
     with pytest.raises(StartError, match=r"digits\.bin is missing"):
-        models.install(source, tmp_path / "volume", "digits")
+        models.install(source, tmp_path / "volume")
     (tmp_path / "digits.bin").write_bytes(b"weights")
-    first = models.install(source, tmp_path / "volume", "digits")
+    first = models.install(source, tmp_path / "volume")
     assert {path.name for path in (tmp_path / "volume" / first.path).parent.iterdir()} == {"digits.xml", "digits.bin"}
     (tmp_path / "metadata.yaml").write_bytes(b"task: detect")
-    second = models.install(source, tmp_path / "volume", "digits")
+    second = models.install(source, tmp_path / "volume")
     assert second.digest != first.digest
     assert (tmp_path / "volume" / second.path).with_name("metadata.yaml").read_bytes() == b"task: detect"
 
@@ -142,7 +142,7 @@ def test_workers_that_install_at_once_leave_one_whole_model(tmp_path):
     source.write_bytes(bytes(3_000_000))
     volume = tmp_path / "volume"
     with ThreadPoolExecutor(8) as threads:
-        installed = list(threads.map(lambda _: models.install(source, volume, "digits"), range(16)))
+        installed = list(threads.map(lambda _: models.install(source, volume), range(16)))
     assert set(installed) == {installed[0]}
     assert (volume / installed[0].path).read_bytes() == bytes(3_000_000)
     assert len(list((volume / "models" / "digits").iterdir())) == 1
@@ -154,4 +154,4 @@ def test_workers_that_install_at_once_leave_one_whole_model(tmp_path):
 def test_what_is_no_model_is_refused(tmp_path, name, message):
     (tmp_path / "digits.pt").write_bytes(b"a pickle")
     with pytest.raises(StartError, match=message):
-        models.install(tmp_path / name, tmp_path / "volume", "digits")
+        models.install(tmp_path / name, tmp_path / "volume")
