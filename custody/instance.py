@@ -11,7 +11,7 @@ from custody.errors import StartError
 
 log = structlog.get_logger()
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 5.0
 """At the start: the former process of this name may be ending."""
 
 AGAIN_SECONDS = 1.0

@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,8 @@ import psutil
 import pytest
 
 from tests.e2e import boxes
-from tests.e2e.service import Service, Up
+from tests.e2e.service import Service, Up, until
+from tests.e2e.wire import connection, head
 
 CLIENTS = 32
 MEGABYTE = 1_000_000
@@ -120,6 +123,22 @@ def test_a_refused_file_costs_no_memory_either(up: Service, broker: psutil.Proce
     assert answer.status_code == 415
     assert refused.growth < MOST_GROWTH
     assert up.staged() == []
+
+
+def test_clients_that_hang_up_in_the_middle_of_a_download_leave_no_file_open(
+    up_process: Up, up: Service, broker: psutil.Process, page: bytes
+) -> None:
+    key = up.new_key()
+    with up.client(key) as http:
+        [file] = http.post("/v1/files", content=page + bytes(20 * MEGABYTE)).json()["items"]
+    for number in range(90):
+        with connection(up.url) as opened:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # hangs up at once
+            opened.sendall(head("GET", f"/v1/files/{file['id']}/content", key))
+            if number % 3:
+                opened.recv(number * 1000)
+    until(lambda: not [each for each in broker.open_files() if file["sha256"] in each.path], "all are closed")
+    assert "Bad file descriptor" not in up_process.part.output()
 
 
 @dataclass

@@ -13,6 +13,7 @@ from PIL import Image
 
 import starter_model
 from tests.e2e import boxes
+from tests.e2e.problems import code_of
 from tests.e2e.service import Service
 
 WAIT = {"Prefer": "wait=30"}
@@ -207,3 +208,18 @@ def test_a_picture_whose_pixels_are_damaged_fails_alone(http: httpx.Client, page
     assert (bad["state"], bad["error"]["code"], bad["detections"]) == ("failed", "undecodable_image", None)
     assert bad["attempts"] == 1  # it can never work: nobody tries again
     assert [job["id"]] == [listed["id"] for listed in http.get("/v1/jobs?state=failed").json()["items"]]
+
+
+TRUNCATED = ("baseline JPEG", "progressive JPEG", "palette PNG", "lossy WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
+
+
+@pytest.mark.parametrize("kind", TRUNCATED)
+def test_half_a_picture_is_never_looked_at_as_if_it_were_whole(http: httpx.Client, kind: str) -> None:
+    whole = PICTURES[kind][0]()
+    for kept in (0.3, 0.7, 0.95):
+        answer = http.post("/v1/predict", files={"image": whole[: int(len(whole) * kept)]}, headers=WAIT)
+        if answer.status_code == 422:
+            assert code_of(answer) == "damaged_image"
+        else:
+            assert (answer.status_code, answer.json()["state"]) == (200, "failed")
+            assert answer.json()["results"][0]["error"]["code"] == "undecodable_image"

@@ -79,8 +79,11 @@ def test_a_worker_killed_in_the_middle_of_its_tasks_finishes_them_after_its_rest
     until(lambda: not alive(processes), "its slots have ended with it")
     assert 10 <= done(worker.service, job) < LOAD
     held = running(worker.service, job)
+    said = worker.worker.log.stat().st_size
     start_worker(worker.worker)
-    assert last_event(worker.worker, "worker_ready")["released"] == len(held)  # at once, not when their leases end
+    until(lambda: events(worker.worker, "worker_ready", said), "it says what it found")
+    [ready] = events(worker.worker, "worker_ready", said)
+    assert ready["released"] == len(held)  # at once, not when their leases end
     results = finished(http, job)
     assert {result["input"] for result in results if result["attempts"] > 1} == held
     assert_stored_once(worker.service, job)
@@ -153,9 +156,10 @@ def test_a_job_cancelled_under_way_keeps_what_was_found_and_frees_the_slots(
     assert http.get(f"/v1/jobs/{job}").json() == cancelled
 
 
-def last_event(part: Part, name: str) -> dict[str, Any]:
-    lines = (line for line in part.output().splitlines() if line.startswith("{"))
-    return [event for event in map(json.loads, lines) if event["event"] == name][-1]
+def events(part: Part, name: str, begin: int) -> list[dict[str, Any]]:
+    """What it logged under this name from this byte of its log on."""
+    lines = (line for line in part.log.read_bytes()[begin:].decode().splitlines() if line.endswith("}"))
+    return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
 def plain(colour: tuple[int, int, int], size: int = 40) -> bytes:

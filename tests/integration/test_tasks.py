@@ -231,7 +231,9 @@ def seasoned(shared_installation):
             SELECT gen_random_uuid(), j.tenant_id, j.id, CASE WHEN i % 10 = 9 THEN 'birds' ELSE 'digits' END, 'batch',
                 i, sha256('a picture'), 1, 'image/png', 1, 1, 1,
                 CASE WHEN j.state <> 'open' THEN 'succeeded' WHEN i < 6 THEN 'running' ELSE 'queued' END,
-                CASE WHEN j.state <> 'open' THEN now() END, 1, 'w' || i,
+                CASE WHEN j.state <> 'open' THEN now() END,
+                CASE WHEN j.state <> 'open' OR i < 6 THEN 1 ELSE 0 END,
+                CASE WHEN j.state <> 'open' OR i < 6 THEN 'w' || i END,
                 CASE WHEN j.state = 'open' AND i < 6 THEN now() + interval '30 s' END
             FROM wharf.jobs j, generate_series(0, j.total - 1) i;
         ANALYZE;

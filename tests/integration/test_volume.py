@@ -71,16 +71,20 @@ async def test_an_upload_holds_two_chunks_of_memory_at_most(volume):
             assert len(staging._buffer) < CHUNK
 
 
-async def test_dropped_bytes_are_gone_and_the_tree_keeps_its_own(volume):
-    await keep(volume, b"a picture")
+async def test_dropped_bytes_are_gone_soon_and_the_tree_keeps_its_own(volume):
+    kept = await keep(volume, b"a picture")
+    inode = (volume.root / blob_path(kept.sha256)).stat().st_ino
     async with volume.stage(100) as staging:
         await staging.write(b"a picture")
-        staged = await staging.seal()
-        await volume.drop(staged)
-        async with asyncio.timeout(5):
-            while staged_files(volume.root):
-                await asyncio.sleep(0.01)
-    assert (volume.root / blob_path(staged.sha256)).read_bytes() == b"a picture"
+        await volume.drop(await staging.seal())
+        assert staged_files(volume.root) == []
+    [path] = (volume.root / blob_path(kept.sha256)).parent.iterdir()
+    assert (path.name, path.stat().st_ino) == (kept.sha256.hex(), inode)
+    for _ in range(500):
+        if not (left := list((volume.root / "dropped").iterdir())):
+            break
+        await asyncio.sleep(0.01)
+    assert left == []
 
 
 async def test_a_rename_that_answers_enoent_has_happened_where_the_target_has_the_size(volume):
@@ -94,13 +98,15 @@ async def test_a_rename_that_answers_enoent_has_happened_where_the_target_has_th
         await volume.keep(Staged(staged.path, sha256(b"another").digest(), staged.size))
 
 
-async def test_a_start_removes_what_its_former_self_was_staging_and_nothing_of_another(volume):
-    for name in ("broker.1", "broker.2", "broker-2.1", "other.1"):
-        (volume.root / "staging" / name).write_bytes(b"half a picture")
+@pytest.mark.parametrize("folder", ["staging", "dropped"])
+async def test_a_start_removes_what_its_former_self_had_in_progress_and_nothing_of_another(volume, folder):
+    paths = [volume.root / folder / name for name in ("broker.1", "broker.2", "broker-2.1", "other.1")]
+    for path in paths:
+        path.write_bytes(b"half a picture")
     assert volume.discard_former() == 2
-    assert staged_files(volume.root) == ["broker-2.1", "other.1"]
-    for name in ("broker-2.1", "other.1"):
-        (volume.root / "staging" / name).unlink()
+    assert [path.exists() for path in paths] == [False, False, True, True]
+    for path in paths[2:]:
+        path.unlink()
 
 
 async def test_a_volume_that_cannot_be_written_or_read_is_told(volume, tmp_path):

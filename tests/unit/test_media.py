@@ -3,6 +3,7 @@
 import io
 import struct
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,27 @@ def turned(orientation: int) -> Image.Exif:
 
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xd8\xff\xe9\0\2" + b"\xff\xe9\0\2" * 2_000_000,
+        b"\xff\xd8" + (b"\xff\xe9\xff\xff" + bytes(65533)) * 400,
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0) + bytes(4)
+        + (bytes(4) + b"prVt" + bytes(4)) * 2_000_000,
+    ],
+    ids=["JPEG of empty segments", "JPEG of long segments", "PNG of empty chunks"],
+)  # fmt: skip
+def test_a_file_that_is_all_header_is_refused_before_it_fills_the_memory(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CustodyError) as refused:
+            probe(path, 10**8)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused.value.code == "damaged_image"
+    assert peak < 64 << 20
