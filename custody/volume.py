@@ -151,8 +151,11 @@ class Volume:
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
-            # A thread cannot be cancelled. Nobody may go on, to roll back say, while it still works.
-            await asyncio.wait([working])
+            # A thread cannot be cancelled. Nobody may go on, to roll back say, while it still works. Cancelled again
+            # and again, as by the framework when a client hangs up, this waits all the same.
+            while not working.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([working])
             raise
         except OSError as error:
             raise _disk_error(error) from error

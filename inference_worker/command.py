@@ -164,15 +164,16 @@ async def _model_files(database: Database, settings: WorkerSettings) -> ModelFil
 
 async def _say_alive(database: Database, settings: WorkerSettings, model: ModelReference, slots: Slots) -> None:
     while True:
+        ready = slots.ready_count  # once: a slot may die while the transaction begins
         try:
-            if slots.ready_count:
+            if ready:
                 async with database.transaction() as transaction:
                     await models.report_worker(
                         transaction,
                         worker=settings.instance,
                         model=model,
                         engine=settings.engine,
-                        slots=slots.ready_count,
+                        slots=ready,
                     )
         except CustodyError as error:
             log.warning("report_interrupted", code=error.code)

@@ -35,7 +35,10 @@ def test_up_runs_on_a_postgres_of_the_users_with_a_login_for_each_process(own_da
         assert subprocess.run(predict, env=environment, check=True, capture_output=True).stdout.count(b'"label"') == 10
         with psycopg.connect(own_database) as connection:
             users = connection.execute(
-                "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name LIKE 'wharf %%' AND pid <> %s",
+                """
+                SELECT DISTINCT usename FROM pg_stat_activity
+                WHERE datname = current_database() AND application_name LIKE 'wharf %%' AND pid <> %s
+                """,
                 [connection.info.backend_pid],
             ).fetchall()
         assert {user.rpartition("_")[0] for (user,) in users} == {"wharf_api", "wharf_worker"}

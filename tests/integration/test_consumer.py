@@ -40,8 +40,9 @@ class Worker:
         drain_seconds: float = 5.0,
         lease_seconds: float = 30.0,
         transport: type[EmbeddedTransport] = EmbeddedTransport,
+        kind_of_tasks: type[Tasks] = Tasks,
     ):
-        tasks = Tasks(lease_seconds=lease_seconds, max_attempts=3)
+        tasks = kind_of_tasks(lease_seconds=lease_seconds, max_attempts=3)
         consumer = Consumer(
             database=self.domain.worker,
             transport=transport(self.domain.worker, tasks, self._notices, pool=POOL, worker="w1"),
@@ -260,6 +261,29 @@ async def test_an_end_is_written_over_a_connection_that_was_cut(domain, acme, wo
     async with worker.running(look, prefetch=0):
         ended = [await until_ended(domain, acme, job) for job in jobs]
     assert {(job.state, job.results[0].attempts) for job in ended} == {(JobState.SUCCEEDED, 1)}
+
+
+async def test_an_end_that_was_cut_off_in_the_middle_is_written_again(domain, acme, worker):
+    job = await domain.submit(acme)
+    cuts = 0
+
+    class CutOffTwice(Tasks):
+        async def succeed(self, transaction, claim, **result) -> bool:
+            nonlocal cuts
+            written = await super().succeed(transaction, claim, **result)
+            if cuts < 2:
+                cuts += 1
+                domain.rows("SELECT pg_terminate_backend(%s)", [transaction.info.backend_pid])
+            return written
+
+    async def look(work: Work) -> Outcome:
+        return DONE
+
+    async with worker.running(look, kind_of_tasks=CutOffTwice):
+        ended = await until_ended(domain, acme, job)
+    assert cuts == 2
+    assert (ended.state, ended.results[0].attempts) == (JobState.SUCCEEDED, 1)
+    assert domain.rows("SELECT attempt FROM wharf.results") == [{"attempt": 1}]
 
 
 async def test_an_end_waits_for_a_database_that_is_away(domain, acme, worker):

@@ -127,8 +127,9 @@ async def test_a_migration_does_not_wait_behind_a_lock_for_long(fresh, schema, m
     (schema / "migrations" / "9000_column.sql").write_text("ALTER TABLE wharf.jobs ADD COLUMN more int;")
     with psycopg.connect(fresh) as long_transaction:
         long_transaction.execute("SELECT count(*) FROM wharf.jobs")
-        with pytest.raises(StartError, match="9000_column found its tables locked 3 times"):
-            await migrate(fresh, None)
+        async with asyncio.timeout(2):
+            with pytest.raises(StartError, match="9000_column found its tables locked 3 times"):
+                await migrate(fresh, None)
     assert await migrate(fresh, None) == ["9000_column"]
 
 

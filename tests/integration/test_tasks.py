@@ -200,7 +200,7 @@ def test_the_database_refuses_a_state_that_contradicts_itself(seasoned, change):
 
 
 # Plans. The statements are the ones that are sent; the rows are those of a service that has worked for a while and was
-# then given a large job.
+# then given a job of very many inputs.
 
 
 class Recorded:
@@ -224,17 +224,16 @@ def seasoned(shared_installation):
             SELECT gen_random_uuid(), id, 'digits', '{}', 'batch', 10, 'succeeded', 10, 0, now()
             FROM wharf.tenants, generate_series(1, 2000);
         INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, total)
-            SELECT gen_random_uuid(), id, 'digits', '{}', 'batch', CASE WHEN n = 1 THEN 20000 ELSE 10 END
-            FROM wharf.tenants, generate_series(1, 20) n;
+            SELECT gen_random_uuid(), id, 'digits', '{}', 'batch', 20000 FROM wharf.tenants;
         INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input, sha256, size, media_type,
                 width, height, orientation, state, ended_at, attempt, worker, lease_until)
             SELECT gen_random_uuid(), j.tenant_id, j.id, CASE WHEN i % 10 = 9 THEN 'birds' ELSE 'digits' END, 'batch',
                 i, sha256('a picture'), 1, 'image/png', 1, 1, 1,
-                CASE WHEN j.state <> 'open' THEN 'succeeded' WHEN i < 6 THEN 'running' ELSE 'queued' END,
+                CASE WHEN j.state <> 'open' THEN 'succeeded' WHEN i < 60 THEN 'running' ELSE 'queued' END,
                 CASE WHEN j.state <> 'open' THEN now() END,
-                CASE WHEN j.state <> 'open' OR i < 6 THEN 1 ELSE 0 END,
-                CASE WHEN j.state <> 'open' OR i < 6 THEN 'w' || i END,
-                CASE WHEN j.state = 'open' AND i < 6 THEN now() + interval '30 s' END
+                CASE WHEN j.state <> 'open' OR i < 60 THEN 1 ELSE 0 END,
+                CASE WHEN j.state <> 'open' OR i < 60 THEN 'w' || i END,
+                CASE WHEN j.state = 'open' AND i < 60 THEN now() + interval '30 s' END
             FROM wharf.jobs j, generate_series(0, j.total - 1) i;
         ANALYZE;
     """

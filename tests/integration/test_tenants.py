@@ -186,12 +186,15 @@ def test_the_same_changes_work_for_the_tenant_itself(furnished, table):
         assert furnished.run("wharf_api", furnished.globex, statement, own)[0] == 1
 
 
-async def test_the_tenant_of_a_transaction_ends_with_it(domain, acme, globex):
-    async with Database(domain.installation.url("wharf_api"), name="single", size=1) as database:
-        for tenant in (acme, None, globex, acme):
-            async with database.transaction(tenant) as transaction:
-                found = await transaction.execute("SELECT wharf.current_tenant() AS tenant")
-                assert await found.fetchone() == {"tenant": tenant}
+async def test_the_tenant_of_a_transaction_ends_with_it(domain, acme):
+    """Behind a transaction pooler the connection is somebody else's next."""
+    seen = []
+    async with domain.api.transaction(acme) as transaction:
+        for _ in range(2):
+            found = await transaction.execute("SELECT wharf.current_tenant() AS tenant")
+            seen.append((await found.fetchone())["tenant"])
+            await transaction.commit()
+    assert seen == [acme, None]
 
 
 @pytest.mark.parametrize(
