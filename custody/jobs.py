@@ -290,7 +290,7 @@ def _result(row: DictRow) -> InputResult:
         model = ModelReference(name=row["model"], version=row["model_version"], digest=row["model_digest"].hex())
         detections = [Detection(**detection) for detection in row["detections"]]
         timings = Timings(**row["timings"])
-    if row["error_code"] is not None:
+    if row["state"] == "failed":
         error = InputError(code=row["error_code"], detail=row["error_detail"])
     return InputResult(
         input=row["input"],

@@ -413,9 +413,6 @@ ALTER TABLE ONLY wharf.results
 ALTER TABLE ONLY wharf.tasks
     ADD CONSTRAINT tasks_job_id_tenant_id_fkey FOREIGN KEY (job_id, tenant_id) REFERENCES wharf.jobs(id, tenant_id);
 
-ALTER TABLE ONLY wharf.tasks
-    ADD CONSTRAINT tasks_sha256_fkey FOREIGN KEY (sha256) REFERENCES wharf.blobs(sha256);
-
 ALTER TABLE ONLY wharf.workers
     ADD CONSTRAINT workers_pool_model_version_fkey FOREIGN KEY (pool, model_version) REFERENCES wharf.models(name, version);
 

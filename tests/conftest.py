@@ -1,8 +1,10 @@
 """What every kind of test starts from: a real Postgres of the project's own, and a fresh database for each test."""
 
 import asyncio
+import ctypes
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -32,6 +34,22 @@ class Installation:
 
     def url(self, user: str = "postgres") -> str:
         return self.postgres.url(user, self.database)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_stack_of_openvinos() -> Iterator[None]:
+    """OpenVINO's CPU plugin gives the thread a signal stack, and frees it when its last engine goes: the next signal
+    that Python handles would end the test run. A slot ignores its signals and lives as long as its engine."""
+    yield
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, SS_DISABLE, 0)), None)
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = [("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+SS_DISABLE = 2
 
 
 @pytest.fixture(scope="session")

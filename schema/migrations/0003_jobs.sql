@@ -36,7 +36,7 @@ CREATE TABLE wharf.tasks (
     input        integer NOT NULL CHECK (input >= 0),
     file_id      uuid,
     filename     text,
-    sha256       bytea NOT NULL REFERENCES wharf.blobs (sha256),
+    sha256       bytea NOT NULL,    -- no foreign key: an ended task outlives its bytes
     size         bigint NOT NULL,
     media_type   text NOT NULL,
     width        integer NOT NULL,
