@@ -44,6 +44,8 @@ def render(request: Request, error: CustodyError) -> Response:
     headers = {}
     if error.kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.size is not None:
+        headers["Content-Range"] = f"bytes */{error.size}"
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     return Response(

@@ -17,6 +17,11 @@ def preferred_seconds(request: Request, most: float) -> float:
     return min(float(found[1]), most) if found else 0.0
 
 
+def applied(seconds: float) -> dict[str, str]:
+    """The header that tells the client which wait it was granted."""
+    return {"Preference-Applied": f"wait={seconds:.0f}"} if seconds else {}
+
+
 async def wait_for_end(service: Service, request: Request, tenant: UUID, job_id: UUID, seconds: float) -> Job | None:
     """The job once it has ended, or as it is when the time is over or the client gone; None: no such job."""
     deadline = time.monotonic() + seconds

@@ -54,15 +54,25 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 class CustodyError(Exception):
     """A refusal or failure with a code of `KINDS`. `detail` says what happened, where, and what to do next; `field`
-    names the part of the request at fault; `retry_after` is in seconds."""
+    names the part of the request at fault; `retry_after` is in seconds; `size`, in bytes, is that of the file whose
+    range was asked for."""
 
-    def __init__(self, code: str, detail: str, *, field: str | None = None, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        retry_after: int | None = None,
+        size: int | None = None,
+    ) -> None:
         super().__init__(detail)
         self.code = code
         self.kind = KINDS[code]
         self.detail = detail
         self.field = field
         self.retry_after = retry_after
+        self.size = size
 
 
 class StartError(Exception):

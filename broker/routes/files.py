@@ -176,7 +176,7 @@ def _span(ranged: str | None, size: int) -> range:
     start, stop = (int(first), int(last) + 1 if last else size) if first else (size - int(last), size)
     span = range(max(start, 0), min(stop, size))
     if not span:
-        raise CustodyError("range_not_satisfiable", f"The file has {size} bytes.", field="Range")
+        raise CustodyError("range_not_satisfiable", f"The file has {size} bytes.", field="Range", size=size)
     return span
 
 

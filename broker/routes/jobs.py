@@ -13,7 +13,7 @@ from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
-from broker.waiting import preferred_seconds, wait_for_end
+from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import idempotency, models
 from custody.errors import CustodyError
 from custody.notices import job_ended, tasks_queued
@@ -162,7 +162,7 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
     job = await wait_for_end(service, request, principal.tenant_id, parse_id(job_id, "job"), seconds)
     if job is None:
         raise no_such("job")
-    return answer(job)
+    return answer(job, headers=applied(seconds))
 
 
 @router.get("/jobs/{job_id}/results", response_model=ResultPage)
@@ -208,9 +208,7 @@ async def _answer(request: Request, service: Service, tenant: UUID, job_id: UUID
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
     job = await wait_for_end(service, request, tenant, job_id, seconds)
     assert job is not None
-    headers = {"Location": f"/v1/jobs/{job_id}"}
-    if seconds:
-        headers["Preference-Applied"] = f"wait={seconds:.0f}"
+    headers = {"Location": f"/v1/jobs/{job_id}", **applied(seconds)}
     return answer(job, 200 if job.state.ended else 202, headers)
 
 

@@ -137,8 +137,10 @@ def test_a_range_is_answered_with_exactly_its_bytes(
 def test_a_range_outside_the_file_is_416(http: httpx.Client, page: bytes) -> None:
     [file] = http.post("/v1/files", content=page).json()["items"]
     address = f"/v1/files/{file['id']}/content"
-    assert_problem(http.get(address, headers={"Range": f"bytes={len(page)}-"}), 416, "range_not_satisfiable", "Range")
-    for ignored in ("bytes=abc", "lines=1-2", "bytes=0-1,5-6", f"bytes=0-{'9' * 5000}"):
+    beyond = http.get(address, headers={"Range": f"bytes={len(page)}-"})
+    assert_problem(beyond, 416, "range_not_satisfiable", "Range")
+    assert beyond.headers["Content-Range"] == f"bytes */{len(page)}"
+    for ignored in ("bytes=abc", "bytes=5-2", "lines=1-2", "bytes=0-1,5-6", f"bytes=0-{'9' * 5000}"):
         assert http.get(address, headers={"Range": ignored}).content == page
 
 
