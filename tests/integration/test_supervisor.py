@@ -410,6 +410,8 @@ def terminal(code, notes, tmp_path):
         stderr=theirs,
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        # Else Python ends with status 120 where the terminal is gone when it empties its buffer.
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     os.close(theirs)
 
