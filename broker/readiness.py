@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 
 from custody import models
 from custody.database import Database
@@ -21,6 +21,7 @@ class Readiness:
         self._volume = volume
         self._needs_worker = needs_worker
         self._checking = asyncio.Lock()
+        self._asked: dict[str, asyncio.Future[None]] = {}
         self._found: Mapping[str, str] = {}
         self._found_at = -GOOD_SECONDS
 
@@ -33,12 +34,26 @@ class Readiness:
         return self._found
 
     async def _look(self) -> Mapping[str, str]:
-        checks = {"database": self._ask_database(), "volume": self._volume.check_writable()}
+        checks = {"database": self._ask_database, "volume": self._volume.check_writable}
         if self._needs_worker:
-            checks["worker"] = self._ask_for_workers()
-        found = dict(zip(checks, await asyncio.gather(*map(_outcome, checks.values())), strict=True))
+            checks["worker"] = self._ask_for_workers
+        for name, check in checks.items():
+            if name not in self._asked:
+                self._asked[name] = asyncio.ensure_future(check())
+        await asyncio.wait(self._asked.values(), timeout=CHECK_SECONDS)
+        found = {name: self._outcome(name) for name in checks}
         # The embedded transport is the database: the relay's own connection joins here with RabbitMQ.
         return {**found, "transport": found["database"]}
+
+    def _outcome(self, name: str) -> str:
+        # A volume that hangs holds a thread until it answers. It is not asked again before.
+        if not self._asked[name].done():
+            return f"no answer in {CHECK_SECONDS:.0f} s"
+        try:
+            self._asked.pop(name).result()
+        except CustodyError as error:
+            return error.detail
+        return "ok"
 
     async def _ask_database(self) -> None:
         async with self._database.transaction():
@@ -48,13 +63,3 @@ class Readiness:
         async with self._database.transaction() as transaction:
             if not any(model.ready_workers for model in await models.list_models(transaction)):
                 raise CustodyError("model_not_found", "no warm worker yet")
-
-
-async def _outcome(check: Awaitable[None]) -> str:
-    try:
-        await asyncio.wait_for(check, CHECK_SECONDS)
-    except CustodyError as error:
-        return error.detail
-    except TimeoutError:
-        return f"no answer in {CHECK_SECONDS:.0f} s"
-    return "ok"
