@@ -16,9 +16,9 @@ help: ## List the targets
 demo: setup ## Run a real picture through everything: MODEL=file.onnx and IMAGE=picture are yours to set
 	@$(BIN)/python -m standalone.demo $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE),--image "$(IMAGE)")
 
-test: setup ## Run all tests, on the embedded Postgres and on Debian's
+test: setup ## Run all tests, on the embedded Postgres and on Debian's, with Debian's RabbitMQ
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest tests
+	@.ci/with-rabbitmq $(BIN)/python -m pytest tests
 	@.ci/on-oldest-postgres $(BIN)/python -m pytest tests/contract tests/integration -m postgres
 
 up: setup ## Run the service on this machine until Ctrl-C: DATA=folder PORT=number

@@ -2,17 +2,16 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Annotated
 
 import typer
 import uvicorn
-import uvloop
 from prometheus_client import start_http_server
 
 from broker.app import build_app
+from broker.backlog import Backlog
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
@@ -25,9 +24,8 @@ from custody.installation import check_volume
 from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.notices import Notices
-from custody.settings import load
+from custody.process import run
 from custody.tasks import Tasks
-from custody.telemetry import configure_logging
 from custody.volume import Volume
 
 
@@ -36,13 +34,7 @@ def broker(
     port: Annotated[int | None, typer.Option(help="Port to listen on (WHARF_PORT)")] = None,
 ) -> None:
     """Serve the API: uploads, jobs, results. Everything else is set by environment variables."""
-    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    try:
-        settings = load(BrokerSettings, **given)
-        configure_logging(process="broker", format=settings.log_format, level=settings.log_level)
-        uvloop.run(serve(settings))
-    except StartError as error:
-        sys.exit(f"wharf broker: {error}")
+    run("broker", BrokerSettings, serve, host=host, port=port)
 
 
 async def serve(settings: BrokerSettings) -> None:
@@ -68,6 +60,7 @@ async def serve(settings: BrokerSettings) -> None:
             files=Files(volume),
             jobs=Jobs(),
             tasks=Tasks(),
+            backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
             notices=notices,
             probe=Prober(settings.max_pixels),
             readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker),

@@ -21,6 +21,9 @@ class BrokerMetrics:
         self.uploads = Counter(
             "wharf_uploads", "Files kept; `held`: the tenant had the bytes already", ["held"], registry=self.registry
         )
+        self.refused = Counter(
+            "wharf_jobs_refused", "Jobs for which there was no model or no room", ["reason"], registry=self.registry
+        )
         self.inputs = Counter("wharf_job_inputs", "Inputs submitted in jobs", ["model"], registry=self.registry)
 
     def count(self, kept: Kept) -> None:

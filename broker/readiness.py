@@ -24,6 +24,8 @@ class Readiness:
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._found: Mapping[str, str] = {}
         self._found_at = -GOOD_SECONDS
+        self.free_bytes: int | None = None
+        """Of the volume, when it answered last; None before that."""
 
     async def checks(self) -> Mapping[str, str]:
         """What each part answered: `ok`, or what is wrong with it."""
@@ -34,7 +36,7 @@ class Readiness:
         return self._found
 
     async def _look(self) -> Mapping[str, str]:
-        checks = {"database": self._ask_database, "volume": self._volume.check_writable}
+        checks = {"database": self._ask_database, "volume": self._ask_volume}
         if self._needs_worker:
             checks["worker"] = self._ask_for_workers
         for name, check in checks.items():
@@ -42,7 +44,7 @@ class Readiness:
                 self._asked[name] = asyncio.ensure_future(check())
         await asyncio.wait(self._asked.values(), timeout=CHECK_SECONDS)
         found = {name: self._outcome(name) for name in checks}
-        # The embedded transport is the database: the relay's own connection joins here with RabbitMQ.
+        # Task rows are the queue: jobs are safe in the database, also where it takes a relay to bring them on.
         return {**found, "transport": found["database"]}
 
     def _outcome(self, name: str) -> str:
@@ -58,6 +60,10 @@ class Readiness:
     async def _ask_database(self) -> None:
         async with self._database.transaction():
             pass  # It has asked the server for the tenant's view already.
+
+    async def _ask_volume(self) -> None:
+        await self._volume.check_writable()
+        self.free_bytes = await self._volume.free_bytes()
 
     async def _ask_for_workers(self) -> None:
         async with self._database.transaction() as transaction:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from broker.backlog import Backlog
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
@@ -26,6 +27,7 @@ class Service:
     files: Files
     jobs: Jobs
     tasks: Tasks
+    backlog: Backlog
     notices: Notices
     probe: Prober
     readiness: Readiness

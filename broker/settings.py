@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
-from custody.settings import ProcessSettings
+from custody.settings import ProcessSettings, VolumeSettings
 from custody.wire import MOST_INPUTS
 
 
-class BrokerSettings(ProcessSettings):
+class BrokerSettings(VolumeSettings, ProcessSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on")
     metrics_port: int = Field(
@@ -17,6 +17,15 @@ class BrokerSettings(ProcessSettings):
     max_pixels: int = Field(default=100_000_000, gt=0, description="Largest picture, width x height")
     max_request_bytes: int = Field(default=8 << 20, gt=0, description="Largest JSON body")
     max_job_inputs: int = Field(default=MOST_INPUTS, gt=0, le=MOST_INPUTS, description="Inputs of one job")
+    max_pool_backlog: int = Field(
+        default=1_000_000, gt=0, lt=2**31, description="Inputs that may wait for one model before jobs get 503"
+    )
+    max_tenant_backlog: int = Field(
+        default=200_000,
+        gt=0,
+        lt=2**31,
+        description="Inputs of one tenant that may wait for one model before its jobs get 429",
+    )
     max_wait_seconds: float = Field(default=60.0, ge=0, description="Longest `Prefer: wait` that is granted")
     default_model: str | None = Field(
         default=None, description="Model of requests that name none. If unset, the only one registered"

@@ -16,12 +16,12 @@ log = structlog.get_logger()
 
 TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-QUIET = ("/livez", "/readyz", "/metrics")
+QUIET = ("/livez", "/readyz", "/health", "/metrics")
 
 
 class RequestTracing:
     """ASGI middleware. Takes over `X-Request-ID` and `traceparent` (W3C) where they are well formed, makes them where
-    not, and sends both back."""
+    not, sends both back, and leaves them in the scope as `request_id` and `traceparent`."""
 
     def __init__(self, app: ASGIApp, metrics: BrokerMetrics) -> None:
         self._app = app
@@ -38,6 +38,7 @@ class RequestTracing:
         trace_id = trace[1] if trace else secrets.token_hex(16)
         traceparent = f"00-{trace_id}-{secrets.token_hex(8)}-{trace[3] if trace else '01'}"
         scope["request_id"] = request_id
+        scope["traceparent"] = traceparent
         status = 0
 
         async def send_with_ids(message: Message) -> None:

@@ -116,6 +116,8 @@ class Database:
             try:
                 await connection.execute(BEGIN, [str(tenant or ""), str(self._idle_milliseconds)])
             except BaseException as error:
+                with suppress(psycopg.Error):
+                    await connection.rollback()
                 await self._pool.putconn(connection)
                 if spare and isinstance(error, psycopg.OperationalError):
                     continue

@@ -34,6 +34,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "method_not_allowed": Kind(405, "The method does not fit this address"),
         "gone": Kind(410, "What this key created has been deleted since"),
         "model_not_found": Kind(422, "No active model by that name"),
+        "tenant_backlog_full": Kind(429, "Too much of yours waits for this model already", retryable=True),
         "range_not_satisfiable": Kind(416, "The range lies outside the file"),
         "client_disconnected": Kind(499, "The client went away before the end of its request"),
         # The service
@@ -41,6 +42,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "database_unavailable": Kind(503, "The database does not answer", retryable=True),
         "volume_unavailable": Kind(503, "The volume does not answer", retryable=True),
         "volume_full": Kind(507, "The volume has no room left", retryable=True),
+        "pool_backlog_full": Kind(503, "Too much waits for this model already", retryable=True),
+        "pool_draining": Kind(503, "This model accepts no jobs now", retryable=True),
         # The work
         "undecodable_image": Kind(422, "The picture cannot be decoded"),
         "file_unreadable": Kind(503, "The file cannot be read from the volume", retryable=True),

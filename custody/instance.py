@@ -1,13 +1,15 @@
 """One living process for each name: two of one name would take each other's staged files and leases for leftovers."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 import psycopg
 import structlog
 
-from custody.errors import StartError
+from custody.errors import CustodyError, StartError
 
 log = structlog.get_logger()
 
@@ -21,6 +23,14 @@ SETTLE = """
            set_config('tcp_keepalives_count', '3', false)
 """
 """The server soon finds out that a process is gone, also where its machine went without a word."""
+
+HOLDS_ITS_NAME = """
+    EXISTS (
+        SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted
+        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+        AND l.classid = hashtext('wharf.worker')::oid AND l.objid = hashtext(t.worker)::oid AND l.objsubid = 2)
+"""
+"""Whether the worker of task `t` lives, by the lock on its name."""
 
 
 class InstanceLock:
@@ -91,3 +101,51 @@ class InstanceLock:
         )
         row = await found.fetchone()
         return row is not None and bool(row[0])
+
+
+class PoolLocks:
+    """The pools that this relay looks after, each of them no other one: held on one session, and gone with it. `url`
+    must reach the server itself."""
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._connection: psycopg.AsyncConnection
+
+    async def __aenter__(self) -> Self:
+        with _database_errors():
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._url, autocommit=True, application_name=f"{self._name} pools", connect_timeout=10
+            )
+            await self._connection.execute(SETTLE)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._connection.close()
+
+    async def take(self, pool: str) -> bool:
+        """False where another relay looks after it. Raises `CustodyError` where the session, and with it every pool
+        taken before, is gone."""
+        with _database_errors():
+            found = await self._connection.execute(
+                "SELECT pg_try_advisory_lock(hashtext('wharf.pool'), hashtext(%s))", [pool]
+            )
+            row = await found.fetchone()
+        return row is not None and bool(row[0])
+
+    async def check(self) -> None:
+        """Raises `CustodyError` where the session is gone."""
+        with _database_errors():
+            await self._connection.execute("SELECT")
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        raise CustodyError(
+            "database_unavailable", f"The session that holds the pools is gone ({type(error).__name__})."
+        ) from error

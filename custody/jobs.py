@@ -1,4 +1,5 @@
-"""Jobs: submission, what a user sees of them, and the two statements that write `jobs.state`: finish and cancel."""
+"""Jobs: submission, what a user sees of them, and the two statements that write `jobs.state`: the finish, and the early
+end by a cancel or a deadline."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from uuid import UUID
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
+from custody import models
 from custody.database import Transaction
 from custody.ids import new_id
 from custody.wire import (
@@ -36,8 +38,13 @@ COUNT_AGAIN_SECONDS = 1.0
 
 COUNTED = """
     count(*) FILTER (WHERE t.state = 'succeeded')::int AS done,
-    count(*) FILTER (WHERE t.state = 'failed')::int AS failed,
+    count(*) FILTER (WHERE t.state IN ('failed', 'unprocessable'))::int AS failed,
     count(*) FILTER (WHERE t.attempt > t.spared)::int AS begun
+"""
+
+# The tasks of a job that was ended early follow it a moment later, and none of them ends otherwise meanwhile.
+SEEN_STATE = """
+    CASE WHEN j.state <> 'open' AND t.state IN ('queued', 'running') THEN 'cancelled' ELSE t.state END
 """
 
 # No NOT EXISTS: the planner would read all tasks of the job for it, at each task's end.
@@ -68,16 +75,23 @@ class Jobs:
         parameters: Parameters,
         priority: Priority,
         metadata: Mapping[str, Any],
+        expires_in: float | None = None,
+        traceparent: str | None = None,
     ) -> UUID:
-        """The job and its tasks, one for each file. The caller holds the files' bytes in this transaction."""
+        """The job and its tasks, one for each file. The caller holds the files' bytes in this transaction.
+        `expires_in`: seconds to the job's deadline; `traceparent` (W3C): that of the request."""
         job_id = new_id()
         await transaction.execute(
             """
-            INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, metadata, total)
-            VALUES (%s, %s, %s, %s, %s, %s, %s)
+            INSERT INTO wharf.jobs
+                (id, tenant_id, model, parameters, priority, metadata, total, expires_at, traceparent)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s::float8), %s)
             """,
-            [job_id, tenant, model, Jsonb(parameters.model_dump()), priority.value, Jsonb(dict(metadata)), len(files)],
-        )
+            [
+                job_id, tenant, model, Jsonb(parameters.model_dump()), priority.value, Jsonb(dict(metadata)),
+                len(files), expires_in, traceparent,
+            ],
+        )  # fmt: skip
         await transaction.execute(
             """
             INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input,
@@ -119,7 +133,8 @@ class Jobs:
             if len(results) < row["total"]:
                 results = None
         counts = await self._count(transaction, [row])
-        return _job(row, counts[job_id], results)
+        workers = await _ready_workers(transaction, [row])
+        return _job(row, counts[job_id], workers, results)
 
     async def ended(self, transaction: Transaction, job_id: UUID) -> bool | None:
         """None where the tenant has no such job. Cheaper than `get`, for those who wait."""
@@ -166,7 +181,8 @@ class Jobs:
         )
         rows = await found.fetchall()
         counts = await self._count(transaction, rows)
-        return [_job(row, counts[row["id"]], None) for row in rows]
+        workers = await _ready_workers(transaction, rows)
+        return [_job(row, counts[row["id"]], workers, None) for row in rows]
 
     async def results(
         self, transaction: Transaction, job_id: UUID, *, after: int | None, limit: int
@@ -174,9 +190,9 @@ class Jobs:
         """In the order of the inputs; `after`: the last input of the page before. A page ends before `limit` where its
         detections would be more than `PAGE_DETECTIONS`, but has one result at least."""
         found = await transaction.execute(
-            """
+            f"""
             SELECT * FROM (
-            SELECT t.input, t.state, t.file_id, t.filename, t.sha256, t.width, t.height,
+            SELECT t.input, {SEEN_STATE} AS state, t.file_id, t.filename, t.sha256, t.width, t.height,
                    t.attempt - t.spared AS attempts, t.error_code, t.error_detail, j.parameters,
                    r.model, r.model_version, r.model_digest, r.detections, r.timings,
                    sum(jsonb_array_length(r.detections)) OVER (
@@ -193,10 +209,11 @@ class Jobs:
 
     async def cancel(self, transaction: Transaction, job_id: UUID) -> bool:
         """True where this call ended the job. Its tasks follow in a transaction of their own: see `freeze`."""
-        changed = await transaction.execute(
-            "UPDATE wharf.jobs SET state = 'cancelled', finished_at = now() WHERE id = %s AND state = 'open'", [job_id]
-        )
-        return changed.rowcount == 1
+        return await self._end_early(transaction, job_id, JobState.CANCELLED)
+
+    async def expire(self, transaction: Transaction, job_id: UUID) -> bool:
+        """Ends a job of `overdue`. As `cancel`, but for the state."""
+        return await self._end_early(transaction, job_id, JobState.EXPIRED)
 
     async def finish(self, transaction: Transaction, job_id: UUID) -> bool:
         """Ends the job if none of its tasks is open. Call it after the commit of a task's end: inside, the last two
@@ -208,7 +225,7 @@ class Jobs:
                 SELECT CASE WHEN count(*) FILTER (WHERE t.state = 'succeeded') = j.total
                             THEN 'succeeded' ELSE 'failed' END,
                        count(*) FILTER (WHERE t.state = 'succeeded'),
-                       count(*) FILTER (WHERE t.state = 'failed'), now()
+                       count(*) FILTER (WHERE t.state IN ('failed', 'unprocessable')), now()
                 FROM wharf.tasks t WHERE t.job_id = j.id)
             WHERE j.id = %s AND j.state = 'open' AND {NO_TASK_IS_OPEN}
             """,
@@ -217,7 +234,7 @@ class Jobs:
         return changed.rowcount == 1
 
     async def freeze(self, transaction: Transaction, job_id: UUID) -> None:
-        """Writes down the last count of a job that was cancelled, once its tasks have followed."""
+        """Writes down the last count of a job that was ended early, once its tasks have followed."""
         await transaction.execute(
             f"""
             UPDATE wharf.jobs j SET (done, failed) = (
@@ -246,11 +263,30 @@ class Jobs:
         return [row["id"] for row in await found.fetchall()]
 
     async def unfrozen(self, transaction: Transaction, *, limit: int = 500) -> list[UUID]:
-        """Cancelled jobs whose tasks have not followed yet."""
+        """Jobs ended early whose tasks have not followed yet."""
         found = await transaction.execute(
             "SELECT id FROM wharf.jobs WHERE state <> 'open' AND done IS NULL ORDER BY id LIMIT %s", [limit]
         )
         return [row["id"] for row in await found.fetchall()]
+
+    async def overdue(self, transaction: Transaction, *, limit: int = 500) -> list[UUID]:
+        """Open jobs whose deadline has passed while a task is open; where none is, the finish is on its way."""
+        found = await transaction.execute(
+            f"""
+            SELECT j.id FROM wharf.jobs j
+            WHERE j.state = 'open' AND j.expires_at <= now() AND NOT {NO_TASK_IS_OPEN}
+            ORDER BY j.expires_at LIMIT %s
+            """,
+            [limit],
+        )
+        return [row["id"] for row in await found.fetchall()]
+
+    async def _end_early(self, transaction: Transaction, job_id: UUID, state: JobState) -> bool:
+        changed = await transaction.execute(
+            "UPDATE wharf.jobs SET state = %s, finished_at = now() WHERE id = %s AND state = 'open'",
+            [state.value, job_id],
+        )
+        return changed.rowcount == 1
 
     async def _count(self, transaction: Transaction, jobs: Sequence[DictRow]) -> Mapping[UUID, _Count]:
         """What is frozen, what was counted a moment ago, and the rest counted now."""
@@ -268,11 +304,18 @@ class Jobs:
         return {**self._counts, **frozen}
 
 
-def _job(row: DictRow, count: _Count, results: list[InputResult] | None) -> Job:
+async def _ready_workers(transaction: Transaction, jobs: Sequence[DictRow]) -> Mapping[str, int]:
+    """By model, of the open ones among these jobs."""
+    open_models = {job["model"] for job in jobs if job["state"] == "open"}
+    return await models.ready_workers(transaction, open_models) if open_models else {}
+
+
+def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[InputResult] | None) -> Job:
+    is_open = row["state"] == "open"
     open_state = JobState.RUNNING if count.begun else JobState.QUEUED
     return Job(
         id=row["id"],
-        state=open_state if row["state"] == "open" else JobState(row["state"]),
+        state=open_state if is_open else JobState(row["state"]),
         model=row["model"],
         parameters=Parameters(**row["parameters"]),
         priority=Priority(row["priority"]),
@@ -280,6 +323,8 @@ def _job(row: DictRow, count: _Count, results: list[InputResult] | None) -> Job:
         progress=Progress(done=count.done, failed=count.failed, total=row["total"]),
         created_at=row["created_at"],
         finished_at=row["finished_at"],
+        expires_at=row["expires_at"],
+        ready_workers=workers.get(row["model"], 0) if is_open else None,
         results=results,
     )
 
@@ -290,7 +335,7 @@ def _result(row: DictRow) -> InputResult:
         model = ModelReference(name=row["model"], version=row["model_version"], digest=row["model_digest"].hex())
         detections = [Detection(**detection) for detection in row["detections"]]
         timings = Timings(**row["timings"])
-    if row["state"] == "failed":
+    if row["state"] in ("failed", "unprocessable"):
         error = InputError(code=row["error_code"], detail=row["error_detail"])
     return InputResult(
         input=row["input"],

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,32 @@ from psycopg.types.json import Jsonb
 from custody.database import Transaction
 from custody.errors import CustodyError, StartError
 from custody.ids import new_id
+from custody.pools import DRAINING_SECONDS, WORKER_SILENT_SECONDS, seen_backlog
+from custody.tenants import operators_only
 from custody.volume import sync_path
 from custody.wire import Model, ModelReference, ModelVersion
 
-SUFFIXES = (".onnx", ".xml")
-"""Of model files: ONNX, and OpenVINO's IR with its .bin beside it."""
+SUFFIXES = (
+    *(
+        ".onnx",
+        ".xml",
+        ".pt",
+        ".torchscript",
+        ".engine",
+        ".tflite",
+        ".pb",
+        ".mnn",
+        ".mlpackage",
+        ".mlmodel",
+        ".aimodel",
+    ),
+    *(f"_{name}_model" for name in ("openvino", "saved", "paddle", "ncnn", "imx", "rknn", "executorch", "axelera")),
+    *(f"_{name}_model" for name in ("deepx", "hailo", "ascend", "xilinx")),
+)
+"""Ends of the names of models, files and folders. Every engine takes some: openvino the first two, ONNX and OpenVINO's
+IR with its .bin beside it."""
 
-WORKER_SILENT_SECONDS = 30.0
-"""A worker that has not been seen for longer does not count as living."""
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -43,27 +61,55 @@ class Registration:
     input_height: int
 
 
+def is_file(model: str) -> bool:
+    """Whether `model` is a place on a disk, and no registered name."""
+    return Path(model).name.endswith(SUFFIXES)
+
+
 def name_of(model: str) -> str:
     """The name by which jobs ask for `model`: itself, or, where it is a model file, its stem in plain letters."""
-    path = Path(model)
-    if path.suffix not in SUFFIXES:
+    if not is_file(model):
         return model
-    return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "model"
+    name = Path(model).name
+    stem = name.removesuffix(next(suffix for suffix in SUFFIXES if name.endswith(suffix)))
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:63] or "model"
 
 
-def install(source: Path, volume: Path) -> ModelFiles:
+def checked_name(name: str) -> str:
+    """Raises `StartError` for what cannot be a model's name."""
+    if not NAME.fullmatch(name) or is_file(name):
+        raise StartError(
+            f"{name!r} cannot be a model's name: it has up to 63 of a-z, 0-9, dot, hyphen and underscore, begins with "
+            "a letter or digit, and does not end as a model file does."
+        )
+    return name
+
+
+def digest_of(source: Path) -> bytes:
+    """One file: its SHA-256. Several, as of an IR or a folder: the SHA-256 over theirs, in a fixed order.
+
+    Raises `StartError` where it is no model."""
+    digests = [hashlib.sha256(part.read_bytes()).digest() for part in _parts(source)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+
+
+def install(source: Path, volume: Path, *, name: str | None = None, beside: Sequence[Path] = ()) -> ModelFiles:
     """Copies a model into `models/<its name>/<first 16 of its digest>/`, unless it is there; an OpenVINO IR brings its
-    .bin and its metadata.yaml along. The folder is renamed into place, so that nobody sees half a model."""
-    name = name_of(source.name)
-    parts = _parts(source)
-    digest = _digest(parts)
+    .bin and its metadata.yaml along. `beside`: files and folders that go with it and do not count in its digest. The
+    folder is renamed into place, so that nobody sees half a model.
+
+    Raises `StartError` where it is no model."""
+    name = name or name_of(source.name)
+    digest = digest_of(source)
     folder = volume / "models" / name / digest.hex()[:16]
     if not folder.exists():
         growing = folder.with_name(f".{new_id()}.growing")
         growing.mkdir(parents=True)
-        for part in parts:
-            shutil.copyfile(part, growing / part.name)
-            sync_path(growing / part.name)
+        for part in _parts(source):
+            _copy(part, growing / part.relative_to(source.parent))
+        for other in beside:
+            for part in _files(other):
+                _copy(part, growing / part.relative_to(other.parent))
         sync_path(growing)
         try:
             growing.rename(folder)
@@ -77,7 +123,9 @@ def install(source: Path, volume: Path) -> ModelFiles:
 
 
 async def register(transaction: Transaction, found: Registration) -> ModelReference:
-    """The version of these bytes under this name: the known one, or the next number."""
+    """The version of these bytes under this name: the known one, or the next number.
+
+    Raises `StartError` for a version that was retired, unless no other is left and inputs still wait for one."""
     # Two workers with two new models of one name would both take the same number.
     await transaction.execute(
         "SELECT pg_advisory_xact_lock(hashtext('wharf.models'), hashtext(%s))", [found.files.name]
@@ -102,19 +150,27 @@ async def register(transaction: Transaction, found: Registration) -> ModelRefere
     )
     row = await (
         await transaction.execute(
-            "SELECT version FROM wharf.models WHERE name = %s AND digest = %s", [found.files.name, found.files.digest]
+            """
+            SELECT m.version, m.state, EXISTS (
+                SELECT FROM wharf.models other WHERE other.name = m.name AND other.state = 'active') AS has_active
+            FROM wharf.models m WHERE m.name = %s AND m.digest = %s
+            """,
+            [found.files.name, found.files.digest],
         )
     ).fetchone()
     assert row is not None
+    if row["state"] == "retired":
+        await _check_needed(transaction, found.files.name, row["version"], has_active=row["has_active"])
     return ModelReference(name=found.files.name, version=row["version"], digest=found.files.digest.hex())
 
 
 async def newest_path(transaction: Transaction, name: str) -> ModelFiles | None:
-    """Where the newest active version lies; None where no version is registered."""
+    """Where the newest active version lies, or, where all are retired, the newest of these: see `register`. None where
+    no version is registered."""
     found = await transaction.execute(
         """
         SELECT name, digest, path FROM wharf.models
-        WHERE name = %s AND state = 'active' ORDER BY version DESC LIMIT 1
+        WHERE name = %s ORDER BY state = 'active' DESC, version DESC LIMIT 1
         """,
         [name],
     )
@@ -123,18 +179,58 @@ async def newest_path(transaction: Transaction, name: str) -> ModelFiles | None:
 
 
 async def resolve(transaction: Transaction, name: str | None) -> str:
-    """The name of an active model: the one named, or the only one there is.
+    """The name of an active model whose pool takes jobs: the one named, or the only one there is.
 
-    Raises `CustodyError("model_not_found")`."""
+    Raises `CustodyError`: `model_not_found` or `pool_draining`."""
     found = await transaction.execute(
-        "SELECT DISTINCT name FROM wharf.models WHERE state = 'active' AND (%(name)s::text IS NULL OR name = %(name)s)",
+        """
+        SELECT DISTINCT m.name, p.state IS NOT DISTINCT FROM 'draining' AS draining
+        FROM wharf.models m LEFT JOIN wharf.pools p ON p.name = m.name
+        WHERE m.state = 'active' AND (%(name)s::text IS NULL OR m.name = %(name)s)
+        """,
         {"name": name},
     )
-    names = [row["name"] for row in await found.fetchall()]
-    if len(names) == 1:
-        return str(names[0])
-    detail = "Name the model: several are registered" if names else f"There is no active model {name or 'yet'}"
-    raise CustodyError("model_not_found", f"{detail}. GET /v1/models lists them.", field="model")
+    rows = await found.fetchall()
+    if len(rows) != 1:
+        detail = "Name the model: several are registered" if rows else f"There is no active model {name or 'yet'}"
+        raise CustodyError("model_not_found", f"{detail}. GET /v1/models lists them.", field="model")
+    [row] = rows
+    if row["draining"]:
+        raise CustodyError(
+            "pool_draining",
+            f"{row['name']} is being drained: it works off what waits, and takes jobs again once it is resumed.",
+            field="model",
+            retry_after=DRAINING_SECONDS,
+        )
+    return str(row["name"])
+
+
+async def retire(transaction: Transaction, name: str, version: int | None) -> None:
+    """From now on no job is accepted for this version, or for any where `version` is None; what waits still runs.
+
+    Raises `CustodyError`: `not_found` for what was never registered, `forbidden` where the tenant is not the
+    operator's."""
+    found = await transaction.execute(
+        "SELECT 1 FROM wharf.models WHERE name = %(name)s AND version = coalesce(%(version)s, version) LIMIT 1",
+        {"name": name, "version": version},
+    )
+    if await found.fetchone() is None:
+        which = f"version {version} of {name}" if version else f"model {name}"
+        raise CustodyError("not_found", f"There is no {which}. GET /v1/models lists them.")
+    async with operators_only("retires models"):
+        await transaction.execute("SELECT wharf.retire_model(%s, %s)", [name, version])
+
+
+async def ready_workers(transaction: Transaction, names: Collection[str]) -> Mapping[str, int]:
+    """How many workers of each model live; without the models that have none."""
+    found = await transaction.execute(
+        """
+        SELECT pool, count(*)::int AS ready FROM wharf.workers
+        WHERE pool = ANY (%s) AND seen_at > now() - make_interval(secs => %s) GROUP BY pool
+        """,
+        [list(names), WORKER_SILENT_SECONDS],
+    )
+    return {row["pool"]: row["ready"] for row in await found.fetchall()}
 
 
 async def list_models(transaction: Transaction, name: str | None = None) -> list[Model]:
@@ -176,6 +272,19 @@ async def forget_worker(transaction: Transaction, worker: str) -> None:
     await transaction.execute("DELETE FROM wharf.workers WHERE name = %s", [worker])
 
 
+async def _check_needed(transaction: Transaction, name: str, version: int, *, has_active: bool) -> None:
+    if has_active:
+        raise StartError(
+            f"Version {version} of {name} is retired, and others are active. To serve the newest of these, name the "
+            f"model and not its file: {name}"
+        )
+    if not await seen_backlog(transaction, name, most=1):
+        raise StartError(
+            f"Version {version} of {name} is retired, and nothing waits for it any more. Other bytes under this name "
+            "become its next version; the same bytes can be served under another name."
+        )
+
+
 def _version(row: DictRow) -> ModelVersion:
     return ModelVersion(
         version=row["version"],
@@ -190,20 +299,28 @@ def _version(row: DictRow) -> ModelVersion:
 
 
 def _parts(source: Path) -> list[Path]:
-    if not source.is_file():
+    if not is_file(source.name):
+        raise StartError(
+            f"{source} is of no known model format. Name an .onnx file or an OpenVINO .xml with its .bin, or, for the "
+            "ultralytics engine, a .pt file or what ultralytics exports."
+        )
+    if not source.exists():
         raise StartError(f"There is no model file {source}. Name an .onnx file or an OpenVINO .xml with its .bin.")
-    if source.suffix == ".onnx":
-        return [source]
-    if source.suffix == ".xml":
-        weights = source.with_suffix(".bin")
-        if not weights.is_file():
-            raise StartError(f"{source} needs its weights beside it: {weights} is missing.")
-        metadata = source.with_name("metadata.yaml")
-        return [source, weights, *([metadata] if metadata.is_file() else [])]
-    raise StartError(f"{source} is of no known model format. Name an .onnx file or an OpenVINO .xml with its .bin.")
+    if source.suffix != ".xml":
+        return _files(source)
+    weights = source.with_suffix(".bin")
+    if not weights.is_file():
+        raise StartError(f"{source} needs its weights beside it: {weights} is missing.")
+    metadata = source.with_name("metadata.yaml")
+    return [source, weights, *([metadata] if metadata.is_file() else [])]
 
 
-def _digest(parts: Sequence[Path]) -> bytes:
-    """One file: its SHA-256. Several: the SHA-256 over theirs, in this order."""
-    digests = [hashlib.sha256(part.read_bytes()).digest() for part in parts]
-    return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+def _files(source: Path) -> list[Path]:
+    return sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+
+
+def _copy(part: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(part, target)
+    sync_path(target)
+    sync_path(target.parent)

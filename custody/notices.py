@@ -15,6 +15,8 @@ from uuid import UUID
 import psycopg
 import structlog
 
+from custody.wire import Priority
+
 log = structlog.get_logger()
 
 CHANNEL = "wharf"
@@ -27,8 +29,12 @@ def job_ended(job_id: UUID) -> str:
     return f"job:{job_id}"
 
 
-def tasks_queued(pool: str) -> str:
-    return f"pool:{pool}"
+def tasks_queued(pool: str, priority: Priority) -> str:
+    return f"pool:{pool}:{priority.value}"
+
+
+POOLS_CHANGED = "pools"
+"""A model was registered: there is a pool that relays may not know."""
 
 
 class Notices:

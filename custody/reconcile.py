@@ -1,4 +1,5 @@
-"""The loop that mends what a death left behind: silent workers' tasks, unfinished jobs, half-cancelled ones."""
+"""The loop that mends what a death left behind: silent workers' tasks, unfinished jobs, half-cancelled ones;
+and that ends what is overdue."""
 
 import asyncio
 import random
@@ -41,6 +42,7 @@ class Reconciler:
         async with self._database.transaction() as transaction:
             if not await self._jobs.may_look(transaction):
                 return
+            overdue = await self._jobs.overdue(transaction)
             unfinished = await self._jobs.unfinished(transaction)
             unfrozen = await self._jobs.unfrozen(transaction)
         for job_id in unfinished:
@@ -48,15 +50,19 @@ class Reconciler:
                 ended = await self._jobs.finish(transaction, job_id)
             if ended:
                 self._notices.tell(job_ended(job_id))
-        for job_id in unfrozen:
+        for job_id in overdue:
+            async with self._database.transaction() as transaction:
+                await self._jobs.expire(transaction, job_id)
+        for job_id in [*unfrozen, *overdue]:
             async with self._database.transaction() as transaction:
                 await self._tasks.cancel_open(transaction, job_id)
                 await self._jobs.freeze(transaction, job_id)
+            self._notices.tell(job_ended(job_id))
 
     async def follow(self, released: list[Ended]) -> None:
         """What a committed release brings with it: queued tasks wake their pool, a job whose last one failed ends."""
-        for pool in {task.pool for task in released if task.state == "queued"}:
-            self._notices.tell(tasks_queued(pool))
+        for pool, priority in {(task.pool, task.priority) for task in released if task.state == "queued"}:
+            self._notices.tell(tasks_queued(pool, priority))
         for job_id in {task.job_id for task in released if task.state == "failed"}:
             async with self._database.transaction() as transaction:
                 ended = await self._jobs.finish(transaction, job_id)

@@ -27,7 +27,6 @@ class ProcessSettings(BaseSettings):
         default=None,
         description="The same server without a transaction pooler in between; for LISTEN. WHARF_DATABASE_URL if unset",
     )
-    volume: Path = Field(description="Mount of the shared volume", examples=["/srv/wharf"])
     instance: str = Field(
         default_factory=lambda: re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()),
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
@@ -40,6 +39,35 @@ class ProcessSettings(BaseSettings):
     @property
     def listen_url(self) -> str:
         return (self.direct_database_url or self.database_url).get_secret_value()
+
+
+class VolumeSettings(BaseSettings):
+    volume: Path = Field(description="Mount of the shared volume", examples=["/srv/wharf"])
+
+
+class QueueSettings(BaseSettings):
+    """How to reach RabbitMQ. Each file wins over what the URL says, and is read again for each connection."""
+
+    amqp_url: SecretStr | None = Field(
+        default=None,
+        description="RabbitMQ, amqp:// or amqps://. If unset, workers take their tasks from PostgreSQL, without relays",
+        examples=["amqps://wharf-worker:SECRET@rabbitmq:5671/wharf"],
+    )
+    amqp_username_file: Path | None = Field(default=None, description="File with the user of RabbitMQ")
+    amqp_password_file: Path | None = Field(default=None, description="File with the password")
+    amqp_ca_file: Path | None = Field(
+        default=None, description="Authorities that vouch for RabbitMQ (PEM). If unset, the system's"
+    )
+    amqp_cert_file: Path | None = Field(default=None, description="Certificate to show RabbitMQ (PEM)")
+    amqp_key_file: Path | None = Field(default=None, description="Its key, if not in the same file")
+
+
+class TaskSettings(BaseSettings):
+    """What all who mend must agree on."""
+
+    lease_seconds: float = Field(default=30.0, gt=0, description="A worker silent for longer loses its tasks")
+    reconcile_seconds: float = Field(default=5.0, gt=0, description="Pause between looks for what a death left behind")
+    max_attempts: int = Field(default=3, ge=1, description="Tries before a task fails")
 
 
 def load(settings: type[S], **given: Any) -> S:

@@ -11,16 +11,73 @@ from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from custody.database import Transaction
+from custody.instance import HOLDS_ITS_NAME
 from custody.volume import blob_path
-from custody.wire import Detection, ModelReference, Parameters, Timings
+from custody.wire import Detection, ModelReference, Parameters, Priority, Timings
 
 CLAIMED = """
     t.id, t.job_id, t.attempt, t.attempt - t.spared AS spent, t.sha256, t.media_type, t.orientation, j.parameters,
-    extract(epoch FROM t.claimed_at - t.created_at)::float8 * 1000 AS queue_ms, t.tenant_id, t.class
+    extract(epoch FROM t.claimed_at - t.created_at)::float8 * 1000 AS queue_ms, t.tenant_id, j.traceparent,
+    t.error_code IS NOT DISTINCT FROM 'worker_lost' AS alone
 """
 
 # No EXISTS: as a join, the planner may begin with the open jobs and sort all that is queued, for each claim.
-JOB_IS_OPEN = "(SELECT j.state FROM wharf.jobs j WHERE j.id = t.job_id) = 'open'"
+JOB_IS_OPEN = """
+    (SELECT j.state = 'open' AND (j.expires_at IS NULL OR j.expires_at > now())
+     FROM wharf.jobs j WHERE j.id = t.job_id)
+"""
+
+POOL_RUNS = "NOT EXISTS (SELECT FROM wharf.pools p WHERE p.name = %(pool)s AND p.state = 'paused')"
+
+READY = f"""
+    t.pool = %(pool)s AND t.class = %(class)s AND t.state = 'queued' AND t.released_at IS NULL
+    AND t.not_before <= now() AND {JOB_IS_OPEN}
+"""
+
+# The tasks that come next, tenant by tenant in turn, so that nobody's 100,000 inputs keep others waiting: a tenant's
+# first one has the turn after those that it has in flight already, its second the turn after that. The tenants that
+# wait are found by skipping through the index, not by reading all that is queued. `in_flight` comes before it.
+IN_TURN = f"""
+    waiting (tenant_id) AS (
+        (SELECT t.tenant_id FROM wharf.tasks t WHERE {READY} AND {POOL_RUNS} ORDER BY t.tenant_id LIMIT 1)
+        UNION ALL
+        SELECT next.tenant_id FROM waiting w CROSS JOIN LATERAL (
+            SELECT t.tenant_id FROM wharf.tasks t WHERE {READY} AND t.tenant_id > w.tenant_id
+            ORDER BY t.tenant_id LIMIT 1
+        ) next
+    ),
+    in_turn AS MATERIALIZED (
+        SELECT task.id, coalesce(f.tasks, 0) + row_number() OVER (PARTITION BY w.tenant_id ORDER BY task.id) AS turn
+        FROM waiting w
+        LEFT JOIN in_flight f USING (tenant_id)
+        CROSS JOIN LATERAL (
+            SELECT t.id FROM wharf.tasks t
+            WHERE {READY} AND t.tenant_id = w.tenant_id AND t.id <> ALL (%(busy)s)
+            ORDER BY t.id LIMIT (SELECT least(%(candidates)s, ceil(2.0 * %(candidates)s / count(*))) FROM waiting)
+        ) task
+        ORDER BY turn, task.id LIMIT %(candidates)s
+    )
+"""
+
+ENDED = "t.job_id, t.pool, t.class, t.state"
+
+OVERLOOKED = """
+    t.state = 'queued' AND t.pool = %(pool)s AND t.class = %(class)s
+    AND t.released_at < now() - greatest(make_interval(secs => %(least)s), 3 * (
+        SELECT max(r.claimed_at - r.released_at) FROM wharf.tasks r WHERE r.state = 'running' AND r.pool = %(pool)s))
+"""
+
+# Claims what `next` has locked.
+CLAIM = f"""
+    claimed AS (
+        UPDATE wharf.tasks t
+        SET state = 'running', attempt = t.attempt + 1, worker = %(worker)s, claimed_at = now(),
+            lease_until = now() + make_interval(secs => %(lease)s)
+        FROM next WHERE t.id = next.id
+        RETURNING t.*
+    )
+    SELECT {CLAIMED} FROM claimed t JOIN wharf.jobs j ON j.id = t.job_id ORDER BY t.id
+"""
 
 # Locked in id order, as a cancel locks them: two that lock several tasks never wait in a circle.
 HELD = """
@@ -37,7 +94,8 @@ class Claim:
     """The right to end one task, until its lease runs out or somebody takes it over.
 
     `attempt` fences; `spent` attempts count against the limit; `path` is relative to the volume; `queue_ms` is the
-    time from submission to this claim."""
+    time from submission to this claim; `traceparent` (W3C) is that of the request that submitted it. `alone`: a worker
+    died while it held the task, which may be why, so nothing else is to be at stake while it runs."""
 
     task_id: UUID
     job_id: UUID
@@ -50,6 +108,8 @@ class Claim:
     orientation: int
     parameters: Parameters
     queue_ms: float
+    traceparent: str | None
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -58,7 +118,30 @@ class Ended:
 
     job_id: UUID
     pool: str
+    priority: Priority
     state: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A message that names a task. `redelivered`: somebody received it before and never settled it."""
+
+    task_id: UUID
+    redelivered: bool
+
+
+@dataclass(frozen=True)
+class Releasable:
+    """A task that is ready to be put into its pool's queue, and all that a message says of it."""
+
+    task_id: UUID
+    tenant_id: UUID
+    model: str
+    sha256: bytes
+    size: int
+    media_type: str
+    attempt: int
+    traceparent: str | None
 
 
 class Tasks:
@@ -68,28 +151,66 @@ class Tasks:
         self.lease_seconds = lease_seconds
         self._max_attempts = max_attempts
 
-    async def claim_next(self, transaction: Transaction, *, pool: str, worker: str, limit: int) -> list[Claim]:
-        """Up to `limit` queued tasks of the pool: interactive ones first, then the oldest. Never waits for a lock."""
+    async def claim_next(
+        self, transaction: Transaction, *, pool: str, priority: Priority, worker: str, limit: int
+    ) -> list[Claim]:
+        """Up to `limit` tasks of the pool that are queued and not released: the tenants in turn, each one's oldest
+        first. Never waits for a lock."""
+        found = await transaction.execute(
+            f"""
+            WITH RECURSIVE in_flight AS (
+                SELECT t.tenant_id, count(*) AS tasks FROM wharf.tasks t
+                WHERE t.state = 'running' AND t.pool = %(pool)s AND t.class = %(class)s GROUP BY t.tenant_id
+            ),
+            {IN_TURN},
+            next AS MATERIALIZED (
+                SELECT t.id FROM wharf.tasks t JOIN in_turn USING (id)
+                WHERE {READY} ORDER BY in_turn.turn, t.id LIMIT %(limit)s FOR UPDATE OF t SKIP LOCKED
+            ),
+            {CLAIM}
+            """,
+            # More than are wanted: others may be claiming the first ones now.
+            {
+                **self._claiming(pool, worker),
+                "class": priority.value,
+                "limit": limit,
+                "candidates": 4 * limit + 16,
+                "busy": [],
+            },
+        )
+        return [_claim(row) for row in await found.fetchall()]
+
+    async def claim(
+        self, transaction: Transaction, offers: Sequence[Offer], *, pool: str, worker: str
+    ) -> tuple[list[Claim], list[Ended]]:
+        """Those of the offered tasks that are this worker's to run now, in the order of the offers, and those whose
+        last attempt died with another worker. The messages of all others are void.
+
+        A redelivered task is taken over at once where the worker that held it is gone; where it lives, it has only
+        lost its queue, and goes on. What is queued and may not begin now, its pool being paused say, is no longer
+        released: it will be again when its time has come."""
+        lost = [offer.task_id for offer in offers if offer.redelivered]
+        ended = []
+        if lost:
+            condition = f"t.id = ANY (%(lost)s) AND t.pool = %(pool)s AND NOT {HOLDS_ITS_NAME}"
+            ended = await self._take_back(transaction, condition, {"lost": lost, "pool": pool})
         found = await transaction.execute(
             f"""
             WITH next AS MATERIALIZED (
                 SELECT t.id FROM wharf.tasks t
-                WHERE t.pool = %(pool)s AND t.state = 'queued' AND t.not_before <= now() AND {JOB_IS_OPEN}
-                ORDER BY t.class DESC, t.id
-                LIMIT %(limit)s
-                FOR UPDATE OF t SKIP LOCKED
-            )
-            UPDATE wharf.tasks t
-            SET state = 'running', attempt = t.attempt + 1, worker = %(worker)s, claimed_at = now(),
-                lease_until = now() + make_interval(secs => %(lease)s)
-            FROM next, wharf.jobs j
-            WHERE t.id = next.id AND j.id = t.job_id
-            RETURNING {CLAIMED}
+                WHERE t.id = ANY (%(offered)s) AND t.pool = %(pool)s AND t.state = 'queued' AND t.not_before <= now()
+                  AND {JOB_IS_OPEN} AND {POOL_RUNS}
+                ORDER BY t.id FOR UPDATE OF t
+            ),
+            {CLAIM}
             """,
-            {"pool": pool, "worker": worker, "limit": limit, "lease": self.lease_seconds},
+            {**self._claiming(pool, worker), "offered": [offer.task_id for offer in offers]},
         )
-        rows = sorted(await found.fetchall(), key=lambda row: (row["class"] == "batch", row["id"]))
-        return [_claim(row) for row in rows]
+        claims = {row["id"]: _claim(row) for row in await found.fetchall()}
+        if refused := [offer.task_id for offer in offers if offer.task_id not in claims]:
+            await self.unrelease(transaction, refused)
+        in_order = dict.fromkeys(offer.task_id for offer in offers)
+        return [claims[task] for task in in_order if task in claims], [one for one in ended if one.state == "failed"]
 
     async def extend(self, transaction: Transaction, claims: Sequence[Claim]) -> set[UUID]:
         """Renews the leases; gives the tasks still held. The others were cancelled or taken over: let go of them."""
@@ -139,16 +260,12 @@ class Tasks:
         return ended.rowcount == 1
 
     async def fail(self, transaction: Transaction, claim: Claim, *, code: str, detail: str) -> bool:
-        """Ends the task for good with a code of `custody.errors`. False as in `succeed`."""
-        ended = await transaction.execute(
-            f"""
-            UPDATE wharf.tasks t
-            SET state = 'failed', lease_until = NULL, ended_at = now(), error_code = %(code)s, error_detail = %(detail)s
-            WHERE t.id = %(task)s AND t.attempt = %(attempt)s AND t.state = 'running' AND {JOB_IS_OPEN}
-            """,
-            {"task": claim.task_id, "attempt": claim.attempt, "code": code, "detail": detail},
-        )
-        return ended.rowcount == 1
+        """Ends the task for good: it ran and failed. `code` is one of `custody.errors`. False as in `succeed`."""
+        return await self._end_without_result(transaction, claim, "failed", code, detail)
+
+    async def refuse(self, transaction: Transaction, claim: Claim, *, code: str, detail: str) -> bool:
+        """Ends the task for good: its input can never work. False as in `succeed`."""
+        return await self._end_without_result(transaction, claim, "unprocessable", code, detail)
 
     async def retry(
         self, transaction: Transaction, claim: Claim, *, code: str, detail: str, after_seconds: float
@@ -159,15 +276,15 @@ class Tasks:
             UPDATE wharf.tasks t
             SET state = CASE WHEN {self._spent} THEN 'failed' ELSE 'queued' END,
                 ended_at = CASE WHEN {self._spent} THEN now() END,
-                not_before = now() + make_interval(secs => %(after)s),
+                not_before = now() + make_interval(secs => %(after)s), released_at = NULL,
                 lease_until = NULL, error_code = %(code)s, error_detail = %(detail)s
             WHERE t.id = %(task)s AND t.attempt = %(attempt)s AND t.state = 'running' AND {JOB_IS_OPEN}
-            RETURNING t.job_id, t.pool, t.state
+            RETURNING {ENDED}
             """,
             {"task": claim.task_id, "attempt": claim.attempt, "after": after_seconds, "code": code, "detail": detail},
         )
         row = await changed.fetchone()
-        return None if row is None else Ended(**row)
+        return None if row is None else _ended(row)
 
     async def give_back(self, transaction: Transaction, claims: Sequence[Claim]) -> None:
         """Queues tasks that were claimed and never begun; the attempt does not count."""
@@ -182,14 +299,14 @@ class Tasks:
 
     async def give_back_former(self, transaction: Transaction, worker: str) -> list[Ended]:
         """What a former process of this worker's name still held. It may have died of one of them: attempts count."""
-        return await self._release(transaction, "t.worker = %(worker)s", {"worker": worker})
+        return await self._take_back(transaction, "t.worker = %(worker)s", {"worker": worker})
 
     async def requeue_expired(self, transaction: Transaction, *, limit: int = 500) -> list[Ended]:
         """Tasks whose worker went silent: queued again, or failed where their attempts are spent."""
-        return await self._release(transaction, "t.lease_until < now()", {"limit": limit})
+        return await self._take_back(transaction, "t.lease_until < now()", {"limit": limit})
 
     async def cancel_open(self, transaction: Transaction, job_id: UUID) -> int:
-        """The tasks of a cancelled job follow it, in id order so that two cancels never wait in a circle."""
+        """The tasks of a cancelled or expired job follow it, in id order so that two never wait in a circle."""
         cancelled = await transaction.execute(
             """
             WITH open AS MATERIALIZED (
@@ -203,7 +320,141 @@ class Tasks:
         )
         return cancelled.rowcount
 
-    async def _release(self, transaction: Transaction, condition: str, values: dict[str, object]) -> list[Ended]:
+    async def releasable(
+        self,
+        transaction: Transaction,
+        *,
+        pool: str,
+        priority: Priority,
+        window: int,
+        limit: int,
+        busy: Sequence[UUID] = (),
+    ) -> list[Releasable]:
+        """Up to `limit` tasks to put into the queue next, so that no more than `window` are there: the tenants in turn,
+        each one's oldest first. `busy` are on their way already."""
+        found = await transaction.execute(
+            f"""
+            WITH RECURSIVE in_flight AS (
+                SELECT t.tenant_id, count(*) AS tasks FROM wharf.tasks t
+                WHERE t.state = 'queued' AND t.released_at IS NOT NULL AND t.pool = %(pool)s AND t.class = %(class)s
+                GROUP BY t.tenant_id
+            ),
+            room AS MATERIALIZED (
+                SELECT greatest(0, least(%(limit)s, %(window)s - %(count)s - coalesce(sum(tasks), 0))) AS tasks
+                FROM in_flight
+            ),
+            {IN_TURN}
+            SELECT t.id, t.tenant_id, t.pool, t.sha256, t.size, t.media_type, t.attempt, j.traceparent
+            FROM in_turn JOIN wharf.tasks t USING (id) JOIN wharf.jobs j ON j.id = t.job_id
+            ORDER BY in_turn.turn, t.id LIMIT (SELECT tasks FROM room)
+            """,
+            {
+                "pool": pool,
+                "class": priority.value,
+                "window": window,
+                "limit": limit,
+                "busy": list(busy),
+                "count": len(busy),
+                "candidates": limit,
+            },
+        )
+        return [_releasable(row) for row in await found.fetchall()]
+
+    async def mark_released(self, transaction: Transaction, released: Sequence[Releasable]) -> None:
+        """The queue has them. Those that were claimed, cancelled or tried in the meantime are past it."""
+        await transaction.execute(
+            """
+            WITH held AS MATERIALIZED (
+                SELECT t.id FROM wharf.tasks t
+                JOIN unnest(%(tasks)s::uuid[], %(attempts)s::int[]) AS published (id, attempt) USING (id, attempt)
+                WHERE t.state = 'queued' AND t.released_at IS NULL ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
+            )
+            UPDATE wharf.tasks t SET released_at = now() FROM held WHERE t.id = held.id
+            """,
+            {"tasks": [task.task_id for task in released], "attempts": [task.attempt for task in released]},
+        )
+
+    async def unrelease(self, transaction: Transaction, tasks: Sequence[UUID]) -> None:
+        """Their messages are gone or void: those that are still queued are to be released again."""
+        await self._unrelease(transaction, "t.id = ANY (%(tasks)s)", {"tasks": list(tasks)})
+
+    async def dispatch_again(self, transaction: Transaction, task: UUID, *, after_seconds: float = 10.0) -> bool:
+        """The queue gave up on the task's message: if it is still queued, it is released again after a while."""
+        changed = await transaction.execute(
+            """
+            UPDATE wharf.tasks SET released_at = NULL, not_before = now() + make_interval(secs => %s)
+            WHERE id = %s AND state = 'queued'
+            """,
+            [after_seconds, task],
+        )
+        return changed.rowcount == 1
+
+    async def unrelease_pool(self, transaction: Transaction, pool: str, priority: Priority | None = None) -> int:
+        """The pool's queue is gone, or there is none any more: all that it held is to be released again."""
+        condition = "t.pool = %(pool)s AND (%(class)s::text IS NULL OR t.class = %(class)s)"
+        return await self._unrelease(transaction, condition, {"pool": pool, "class": priority and priority.value})
+
+    async def overlooked(self, transaction: Transaction, pool: str, priority: Priority, least_seconds: float) -> int:
+        """How many tasks were released long ago and never claimed: longer than `least_seconds`, and than three times
+        what those that run now have waited. They wait in the queue, or the queue has lost them."""
+        found = await transaction.execute(f"SELECT count(*)::int AS tasks FROM wharf.tasks t WHERE {OVERLOOKED}", {
+            "pool": pool, "class": priority.value, "least": least_seconds
+        })  # fmt: skip
+        row = await found.fetchone()
+        assert row is not None
+        return int(row["tasks"])
+
+    async def unrelease_overlooked(
+        self, transaction: Transaction, pool: str, priority: Priority, least_seconds: float
+    ) -> int:
+        """The queue has lost some of the `overlooked`: all of them are to be released again."""
+        return await self._unrelease(
+            transaction, OVERLOOKED, {"pool": pool, "class": priority.value, "least": least_seconds}
+        )
+
+    async def room(self, transaction: Transaction, pool: str, priority: Priority, window: int) -> int:
+        """How many more tasks the queue may hold."""
+        found = await transaction.execute(
+            """
+            SELECT %s - count(*)::int AS room FROM wharf.tasks t
+            WHERE t.state = 'queued' AND t.released_at IS NOT NULL AND t.pool = %s AND t.class = %s
+            """,
+            [window, pool, priority.value],
+        )
+        row = await found.fetchone()
+        assert row is not None
+        return max(0, int(row["room"]))
+
+    async def seconds_to_next(self, transaction: Transaction, pool: str, priority: Priority) -> float | None:
+        """Until the first of the tasks that wait for their time is due; None where none waits. For when all that is
+        ready has been released: it would read it."""
+        found = await transaction.execute(
+            """
+            SELECT extract(epoch FROM min(t.not_before) - now())::float8 AS seconds FROM wharf.tasks t
+            WHERE t.pool = %s AND t.class = %s AND t.state = 'queued' AND t.released_at IS NULL
+              AND t.not_before > now()
+            """,
+            [pool, priority.value],
+        )
+        row = await found.fetchone()
+        assert row is not None
+        seconds: float | None = row["seconds"]
+        return seconds
+
+    async def _end_without_result(
+        self, transaction: Transaction, claim: Claim, state: str, code: str, detail: str
+    ) -> bool:
+        ended = await transaction.execute(
+            f"""
+            UPDATE wharf.tasks t SET state = %(state)s, lease_until = NULL, ended_at = now(),
+                error_code = %(code)s, error_detail = %(detail)s
+            WHERE t.id = %(task)s AND t.attempt = %(attempt)s AND t.state = 'running' AND {JOB_IS_OPEN}
+            """,
+            {"task": claim.task_id, "attempt": claim.attempt, "state": state, "code": code, "detail": detail},
+        )
+        return ended.rowcount == 1
+
+    async def _take_back(self, transaction: Transaction, condition: str, values: dict[str, object]) -> list[Ended]:
         changed = await transaction.execute(
             f"""
             WITH silent AS MATERIALIZED (
@@ -213,14 +464,31 @@ class Tasks:
             UPDATE wharf.tasks t
             SET state = CASE WHEN {self._spent} THEN 'failed' ELSE 'queued' END,
                 ended_at = CASE WHEN {self._spent} THEN now() END,
-                not_before = now(), lease_until = NULL, error_code = 'worker_lost',
+                not_before = now(), released_at = NULL, lease_until = NULL, error_code = 'worker_lost',
                 error_detail = 'The worker that held it went silent in attempt ' || t.attempt - t.spared || '.'
             FROM silent WHERE t.id = silent.id
-            RETURNING t.job_id, t.pool, t.state
+            RETURNING {ENDED}
             """,
             {"limit": None, **values},
         )
-        return [Ended(**row) for row in await changed.fetchall()]
+        return [_ended(row) for row in await changed.fetchall()]
+
+    async def _unrelease(self, transaction: Transaction, condition: str, values: dict[str, object]) -> int:
+        changed = await transaction.execute(
+            f"""
+            WITH released AS MATERIALIZED (
+                SELECT t.id FROM wharf.tasks t
+                WHERE t.state = 'queued' AND t.released_at IS NOT NULL AND {condition}
+                ORDER BY t.id FOR UPDATE SKIP LOCKED
+            )
+            UPDATE wharf.tasks t SET released_at = NULL FROM released WHERE t.id = released.id
+            """,
+            values,
+        )
+        return changed.rowcount
+
+    def _claiming(self, pool: str, worker: str) -> dict[str, object]:
+        return {"pool": pool, "worker": worker, "lease": self.lease_seconds}
 
     @property
     def _spent(self) -> str:
@@ -244,4 +512,23 @@ def _claim(row: DictRow) -> Claim:
         orientation=row["orientation"],
         parameters=Parameters(**row["parameters"]),
         queue_ms=row["queue_ms"],
+        traceparent=row["traceparent"],
+        alone=row["alone"],
+    )
+
+
+def _ended(row: DictRow) -> Ended:
+    return Ended(row["job_id"], row["pool"], Priority(row["class"]), row["state"])
+
+
+def _releasable(row: DictRow) -> Releasable:
+    return Releasable(
+        task_id=row["id"],
+        tenant_id=row["tenant_id"],
+        model=row["pool"],
+        sha256=row["sha256"],
+        size=row["size"],
+        media_type=row["media_type"],
+        attempt=row["attempt"],
+        traceparent=row["traceparent"],
     )

@@ -33,3 +33,5 @@ def configure_logging(*, process: str, format: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=last, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # It logs as an error what it tells its caller as well, and who was reached.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)

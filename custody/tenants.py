@@ -61,6 +61,17 @@ async def revoke_key(transaction: Transaction, owner: Principal, key_id: UUID) -
     return changed.rowcount == 1
 
 
+@asynccontextmanager
+async def operators_only(deed: str) -> AsyncIterator[None]:
+    """Around a function that the database keeps for the operator's tenant; `deed` is what it does.
+
+    Raises `CustodyError("forbidden")` where the transaction is another tenant's."""
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege:
+        raise CustodyError("forbidden", f"Only an admin of the operator's tenant {deed}.") from None
+
+
 async def first_key(transaction: Transaction, tenant: str) -> NewKey:
     """An admin's key of the operator's tenant, for whoever holds the owner's role: the way in."""
     found = await transaction.execute(

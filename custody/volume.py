@@ -15,6 +15,7 @@ import errno
 import hashlib
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -108,6 +109,10 @@ class Volume:
             probe.unlink()
 
         await self.run(write_and_remove)
+
+    async def free_bytes(self) -> int:
+        """What a process that is not root may still write."""
+        return (await self.run(lambda: shutil.disk_usage(self._root))).free
 
     @asynccontextmanager
     async def stage(self, max_bytes: int) -> AsyncIterator["Staging"]:

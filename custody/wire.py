@@ -38,20 +38,68 @@ class Wire(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Box(Wire):
     """An upright box in pixels of the original picture, EXIF orientation applied; (x1, y1) is the upper left corner."""
 
-    x1: float = Field(allow_inf_nan=False)
-    y1: float = Field(allow_inf_nan=False)
-    x2: float = Field(allow_inf_nan=False)
-    y2: float = Field(allow_inf_nan=False)
+    x1: Finite
+    y1: Finite
+    x2: Finite
+    y2: Finite
 
 
-class Detection(Wire):
+Point = tuple[Finite, Finite]
+"""x and y in pixels of the original picture, EXIF orientation applied."""
+
+
+class Mask(Wire):
+    """The outline of what an object covers, as polygons: several where something in front parts it, none where it is
+    too small to have an inside. Holes are not told."""
+
+    polygons: list[Annotated[list[Point], Field(min_length=3)]]
+
+
+class Keypoint(Wire):
+    """A part of an object, such as a knee, in pixels of the original picture; the model gives its parts an order.
+    `confidence`: that it is there and can be seen; null where the model does not say."""
+
+    x: Finite
+    y: Finite
+    confidence: float | None = Field(default=None, ge=0, le=1)
+
+
+class RotatedBox(Wire):
+    """A box that is turned with its object: its corners in clockwise order. They may lie outside the picture."""
+
+    corners: list[Point] = Field(min_length=4, max_length=4)
+
+
+class Probability(Wire):
+    """How sure a classifier is that the picture is of this class."""
+
     class_id: int
     label: str
     confidence: float = Field(ge=0, le=1)
-    box: Box
+
+
+def _optional(description: str) -> Any:
+    """A field that is left out where it is absent: a result may have a thousand detections."""
+    return Field(default=None, exclude_if=lambda value: value is None, description=description)
+
+
+class Detection(Wire):
+    """What was found, and where. What the model's task adds is there for its detections and left out for others'."""
+
+    class_id: int
+    label: str
+    confidence: float = Field(ge=0, le=1)
+    box: Box = Field(description="Around the whole of it; for classification, the picture")
+    mask: Mask | None = _optional("Segmentation: what it covers")
+    keypoints: list[Keypoint] | None = _optional("Pose: its parts, in the model's order")
+    rotated_box: RotatedBox | None = _optional("Oriented boxes: the box that is turned with it")
+    probabilities: list[Probability] | None = _optional("Classification: the likeliest classes, the likeliest first")
 
 
 class Parameters(Wire):
@@ -70,11 +118,26 @@ class Priority(StrEnum):
     BATCH = "batch"
 
 
+MOST_SECONDS = 30 * 24 * 3600
+"""To a job's deadline."""
+
+ExpiresIn = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=MOST_SECONDS,
+        allow_inf_nan=False,
+        description="Seconds after which the job is `expired` unless it has ended; without it, it waits for ever",
+    ),
+]
+
+
 class PredictFields(Parameters):
     """The text fields beside the pictures of POST /v1/predict; `metadata` is a JSON object."""
 
     model: Text | None = None
     priority: Priority = Priority.INTERACTIVE
+    expires_in: ExpiresIn | None = None
     metadata: Json[JsonObject] = Field(default_factory=dict)
 
 
@@ -105,7 +168,9 @@ class InputResult(Wire):
     """What became of one input of a job: detections, or an error, or neither yet."""
 
     input: int = Field(ge=0, description="Position in the job's inputs, from 0")
-    state: str = Field(description="queued | running | succeeded | failed | cancelled")
+    state: str = Field(
+        description="queued | running | succeeded | failed (it ran) | unprocessable (it can never work) | cancelled"
+    )
     file_id: UUID | None
     filename: str | None
     sha256: Sha256
@@ -135,7 +200,7 @@ class JobState(StrEnum):
 
 class Progress(Wire):
     done: int = Field(description="Inputs that succeeded")
-    failed: int
+    failed: int = Field(description="Inputs that failed or are unprocessable")
     total: int
 
 
@@ -149,6 +214,10 @@ class Job(Wire):
     progress: Progress
     created_at: datetime
     finished_at: datetime | None
+    expires_at: datetime | None = Field(default=None, description="What has not ended by then does not begin any more")
+    ready_workers: int | None = Field(
+        default=None, description="Living workers of its model now: with 0 it waits for one; null once it has ended"
+    )
     results: list[InputResult] | None = Field(
         default=None, description="Inline for jobs of up to 100 inputs; see GET /v1/jobs/{id}/results for all"
     )
@@ -211,6 +280,7 @@ class JobSubmission(Wire):
         default=None, description="Where absent: interactive, but batch for more than 100 inputs"
     )
     metadata: JsonObject = Field(default_factory=dict)
+    expires_in: ExpiresIn | None = None
 
 
 class ModelVersion(Wire):
@@ -232,6 +302,72 @@ class Model(Wire):
 
 class ModelList(Wire):
     items: list[Model]
+
+
+class PoolState(StrEnum):
+    """`paused`: nothing of it begins. `draining`: what waits is worked off, and no job is accepted."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    DRAINING = "draining"
+
+
+class Worker(Wire):
+    name: str
+    engine: str
+    model_version: int
+    slots: int = Field(description="Pictures at a time")
+    seen_at: datetime
+
+
+class Pool(Wire):
+    """What waits for one model, and who works on it. The counts are of all tenants."""
+
+    name: str = Field(description="The model's name")
+    state: PoolState
+    waiting: int = Field(description="Inputs that wait, as of a moment ago; counted up to the pool's limit")
+    running: int = Field(description="Inputs that workers hold")
+    workers: list[Worker] = Field(description="The living ones")
+
+
+class PoolList(Wire):
+    items: list[Pool]
+
+
+class HealthState(StrEnum):
+    OK = "ok"
+    DEGRADED = "degraded"
+    UNAVAILABLE = "unavailable"
+
+
+class Health(Wire):
+    status: HealthState = Field(description="unavailable: a check failed. degraded: there are warnings")
+    checks: dict[str, str] = Field(description="What each part answered: `ok`, or what is wrong with it")
+
+
+class DatabaseHealth(Wire):
+    version: str
+    latency_ms: float = Field(description="Of one statement, there and back")
+
+
+class VolumeHealth(Wire):
+    free_bytes: int
+
+
+class Relay(Wire):
+    name: str
+    started_at: datetime
+    seen_at: datetime
+    living: bool = Field(description="false: it has been silent for long")
+    fault: str | None = Field(description="Why it reaches no queue")
+
+
+class HealthDetails(Health):
+    warnings: list[str] = Field(description="What somebody should look at, and what to do")
+    database: DatabaseHealth
+    volume: VolumeHealth | None = Field(description="null where it does not answer")
+    relays: list[Relay] = Field(description="None where workers take their tasks from the database themselves")
+    pools: list[Pool]
 
 
 class Role(StrEnum):

@@ -2,34 +2,35 @@
 
 import asyncio
 import signal
-import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
 import structlog
 import typer
-import uvloop
 
 from custody import models
 from custody.database import Database
 from custody.errors import CustodyError, StartError
+from custody.health import HealthServer, Pulse
 from custody.installation import check_volume
 from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.models import ModelFiles, Registration
-from custody.notices import Notices
+from custody.notices import POOLS_CHANGED, Notices
+from custody.process import run
 from custody.reconcile import Reconciler
-from custody.settings import load
 from custody.tasks import Tasks
-from custody.telemetry import configure_logging
+from custody.transport import Transport
+from custody.transport.amqp import AmqpTransport
+from custody.transport.connection import Amqp, Login
 from custody.transport.embedded import EmbeddedTransport
 from custody.volume import Volume
 from custody.wire import ModelReference
 from inference_worker.consumer import Consumer
 from inference_worker.cpus import granted_cpus
-from inference_worker.health import HealthServer
 from inference_worker.metrics import WorkerMetrics
 from inference_worker.settings import WorkerSettings
 from inference_worker.slots import Slots
@@ -37,26 +38,20 @@ from inference_worker.slots import Slots
 log = structlog.get_logger()
 
 SEEN_EVERY_SECONDS = 5.0
+UNSEEN_SECONDS = 0.5
+"""Between looks whether a worker that cannot work yet can."""
 SLOTLESS_SECONDS = 60.0
-DEAF_SECONDS = 30.0
-"""A worker whose event loop has not turned for longer is not alive."""
 
 
 def worker(
     model: Annotated[str | None, typer.Option(help="Registered name, or a file to register (WHARF_MODEL)")] = None,
 ) -> None:
     """Claim tasks of one model and run them. Everything else is set by environment variables."""
-    try:
-        settings = load(WorkerSettings, **({"model": model} if model else {}))
-        configure_logging(process="worker", format=settings.log_format, level=settings.log_level)
-        uvloop.run(serve(settings))
-    except StartError as error:
-        sys.exit(f"wharf worker: {error}")
-    except CustodyError as error:
-        sys.exit(f"wharf worker: {error.detail}")
+    run("worker", WorkerSettings, serve, model=model)
 
 
 async def serve(settings: WorkerSettings) -> None:
+    _check_consumer_timeout(settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -102,6 +97,11 @@ async def serve(settings: WorkerSettings) -> None:
         await reconciler.follow(released)
         metrics = WorkerMetrics()
         pulse = Pulse()
+        amqp = Amqp(Login.of(settings), name=f"wharf worker {settings.instance}") if settings.amqp_url else None
+
+        def usable_slots() -> int:
+            return slots.ready_count if amqp is None or amqp.fault is None else 0
+
         if settings.health_port:
             stack.enter_context(
                 HealthServer(
@@ -109,14 +109,14 @@ async def serve(settings: WorkerSettings) -> None:
                     settings.health_port,
                     metrics.registry,
                     is_alive=pulse.is_recent,
-                    is_ready=lambda: slots.ready_count > 0 and pulse.is_recent() and not stop.is_set(),
+                    is_ready=lambda: usable_slots() > 0 and pulse.is_recent() and not stop.is_set(),
                 )
             )
         loops: list[asyncio.Task[None]] = []
         for loop in (
-            reconciler.run(),
+            *([] if settings.amqp_url else [reconciler.run()]),
             pulse.beat(),
-            _say_alive(database, settings, model, slots),
+            _say_alive(database, settings, model, usable_slots),
             _stop_without_slots(slots, stop),
         ):
             task = asyncio.create_task(loop)
@@ -124,10 +124,29 @@ async def serve(settings: WorkerSettings) -> None:
             task.add_done_callback(lambda _: stop.set())
             stack.callback(task.cancel)
             loops.append(task)
+        transport: Transport = EmbeddedTransport(database, tasks, notices, pool=model.name, worker=settings.instance)
+        if amqp:
+            transport = await stack.enter_async_context(
+                AmqpTransport(
+                    amqp,
+                    database,
+                    tasks,
+                    pool=model.name,
+                    worker=settings.instance,
+                    prefetch=count * (1 + settings.prefetch),
+                    follow=reconciler.follow,
+                    rejected=lambda reason: metrics.rejected.labels(reason).inc(),
+                )
+            )
+        else:
+            # What a relay had put into a queue, before there was none.
+            async with database.transaction() as transaction:
+                await tasks.unrelease_pool(transaction, model.name)
+        notices.tell(POOLS_CHANGED)
         log.info("worker_ready", model=model.name, version=model.version, slots=count, released=len(released))
         consumer = Consumer(
             database=database,
-            transport=EmbeddedTransport(database, tasks, notices, pool=model.name, worker=settings.instance),
+            transport=transport,
             tasks=tasks,
             jobs=jobs,
             notices=notices,
@@ -149,10 +168,24 @@ async def serve(settings: WorkerSettings) -> None:
     log.info("worker_stopped")
 
 
+def _check_consumer_timeout(settings: WorkerSettings) -> None:
+    longest = (1 + settings.prefetch) * settings.task_seconds
+    if settings.amqp_url and longest > settings.amqp_consumer_timeout_seconds / 2:
+        raise StartError(
+            f"WHARF_TASK_SECONDS: a task may be held for {longest:g} s, its turn awaited, and RabbitMQ takes deliveries"
+            f" away after {settings.amqp_consumer_timeout_seconds:g} s. Lower WHARF_TASK_SECONDS or WHARF_PREFETCH, or "
+            "raise RabbitMQ's consumer_timeout and WHARF_AMQP_CONSUMER_TIMEOUT_SECONDS with it."
+        )
+
+
 async def _model_files(database: Database, settings: WorkerSettings) -> ModelFiles:
-    path = Path(settings.model)
-    if path.suffix in models.SUFFIXES:
-        return models.install(path, settings.volume)
+    if models.is_file(settings.model):
+        if settings.model.endswith(".pt") and settings.engine == "openvino":
+            raise StartError(
+                f"WHARF_MODEL: the openvino engine does not take {settings.model}, which is a pickle. `wharf models "
+                f"add {settings.model}` exports and registers it; WHARF_ENGINE=ultralytics runs it as it is."
+            )
+        return models.install(Path(settings.model), settings.volume)
     async with database.transaction() as transaction:
         found = await models.newest_path(transaction, settings.model)
     if found is None:
@@ -162,9 +195,11 @@ async def _model_files(database: Database, settings: WorkerSettings) -> ModelFil
     return found
 
 
-async def _say_alive(database: Database, settings: WorkerSettings, model: ModelReference, slots: Slots) -> None:
+async def _say_alive(
+    database: Database, settings: WorkerSettings, model: ModelReference, usable_slots: Callable[[], int]
+) -> None:
     while True:
-        ready = slots.ready_count  # once: a slot may die while the transaction begins
+        ready = usable_slots()  # once: a slot may die while the transaction begins
         try:
             if ready:
                 async with database.transaction() as transaction:
@@ -177,7 +212,7 @@ async def _say_alive(database: Database, settings: WorkerSettings, model: ModelR
                     )
         except CustodyError as error:
             log.warning("report_interrupted", code=error.code)
-        await asyncio.sleep(SEEN_EVERY_SECONDS)
+        await asyncio.sleep(SEEN_EVERY_SECONDS if ready else UNSEEN_SECONDS)
 
 
 async def _stop_without_slots(slots: Slots, stop: asyncio.Event) -> None:
@@ -189,18 +224,3 @@ async def _stop_without_slots(slots: Slots, stop: asyncio.Event) -> None:
             last_ready = time.monotonic()
     log.error("no_slot_can_be_started", seconds=SLOTLESS_SECONDS)
     stop.set()
-
-
-class Pulse:
-    """Tells a thread outside whether the event loop still turns."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    async def beat(self) -> None:
-        while True:
-            self._last = time.monotonic()
-            await asyncio.sleep(1)
-
-    def is_recent(self) -> bool:
-        return time.monotonic() - self._last < DEAF_SECONDS

@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
@@ -11,12 +11,12 @@ import structlog
 from custody.database import Database, Transaction
 from custody.errors import CustodyError
 from custody.jobs import Jobs
-from custody.notices import Notices, job_ended
+from custody.notices import Notices, job_ended, tasks_queued
 from custody.tasks import Claim, Tasks
 from custody.transport import Delivery, Transport
-from custody.wire import ModelReference, Timings
+from custody.wire import ModelReference, Priority, Timings
 from inference_worker.metrics import WorkerMetrics
-from inference_worker.outcomes import Done, Failed, Outcome, Retry, Work
+from inference_worker.outcomes import Done, Failed, Outcome, Retry, Unprocessable, Work
 
 log = structlog.get_logger()
 
@@ -24,18 +24,27 @@ RECEIVE_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 60.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Held:
-    """A task in this worker's hands. `begun`: a slot has it; before that it can be given back unharmed."""
+    """A task in this worker's hands. `working`: it has begun; before that it can be given back unharmed. `in_slot`: its
+    picture is being looked at; after that its end is being written."""
 
     delivery: Delivery
-    begun: bool = False
-    working: asyncio.Task[None] = field(init=False)
+    priority: Priority
+    working: asyncio.Task[None] | None = None
+    in_slot: bool = False
+
+    @property
+    def claim(self) -> Claim:
+        return self.delivery.claim
 
 
 class Consumer:
     """`run_in_slot` does the work of one task, while `has_slots`; `slots` of them run at once. `prefetch` more tasks a
-    slot are held ready, so that none waits for the database between two pictures."""
+    slot are held ready, so that none waits for the database between two pictures.
+
+    Interactive tasks are received however many batch ones are held, and begin before them: such a task waits for the
+    one that runs in each slot at most. A task that a worker died of, perhaps, runs while nothing else is held."""
 
     def __init__(
         self,
@@ -61,63 +70,103 @@ class Consumer:
         self._run_in_slot = run_in_slot
         self._has_slots = has_slots
         self._model = model
-        self._free_slots = asyncio.Semaphore(slots)
+        self._slots = slots
         self._capacity = slots * (1 + prefetch)
         self._drain_seconds = drain_seconds
         self._metrics = metrics
         self._held: dict[UUID, Held] = {}
-        self._room = asyncio.Event()
+        self._stopping = False
+        self._room_made = {priority: asyncio.Event() for priority in Priority}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set; then takes nothing more, finishes what has begun and gives the rest back."""
+        receiving = [asyncio.create_task(self._receive(each), name=f"receive-{each}") for each in Priority]
         keeping = asyncio.create_task(self._keep_leases(), name="keep-leases")
-        stopping = asyncio.create_task(self._wake_at(stop), name="wake-at-stop")
-        keeping.add_done_callback(lambda _: stop.set())
+        for loop in (*receiving, keeping):
+            loop.add_done_callback(lambda _: stop.set())
         try:
-            while not stop.is_set():
-                await self._take()
+            await stop.wait()
+            self._stopping = True
+            self._make_room()
+            # Nobody cuts off a receive that has claimed something: it would be nobody's until its lease ends.
+            await asyncio.wait(receiving)
             await self._drain()
-            if keeping.done():
-                keeping.result()
+            for loop in (*receiving, keeping):
+                if loop.done():
+                    loop.result()
         finally:
             keeping.cancel()
-            stopping.cancel()
 
-    async def _wake_at(self, stop: asyncio.Event) -> None:
-        await stop.wait()
-        self._room.set()
+    async def _receive(self, priority: Priority) -> None:
+        while not self._stopping:
+            self._room_made[priority].clear()
+            if not self._has_slots():
+                await asyncio.sleep(RECEIVE_SECONDS)
+                continue
+            if (room := self._room(priority)) <= 0:
+                await self._room_made[priority].wait()
+                continue
+            try:
+                deliveries = await self._transport.receive(priority, room, RECEIVE_SECONDS)
+            except CustodyError as error:
+                log.warning("receive_interrupted", code=error.code, detail=error.detail)
+                await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+                continue
+            received = [Held(delivery, priority) for delivery in deliveries]
+            self._held |= {held.claim.task_id: held for held in received}
+            if self._is_alone():
+                await self._let_go(received)
+            self._begin()
 
-    async def _take(self) -> None:
-        self._room.clear()
-        free = self._capacity - len(self._held)
-        if free == 0:
-            await self._room.wait()
-            return
-        if not self._has_slots():
-            await asyncio.sleep(RECEIVE_SECONDS)
-            return
-        try:
-            deliveries = await self._transport.receive(free, RECEIVE_SECONDS)
-        except CustodyError as error:
-            log.warning("receive_interrupted", code=error.code, detail=error.detail)
-            await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
-            return
-        for delivery in deliveries:
-            held = self._held[delivery.claim.task_id] = Held(delivery)
-            held.working = asyncio.create_task(self._work(held), name=f"task-{delivery.claim.task_id}")
+    def _room(self, priority: Priority) -> int:
+        """How many more of this class may be held. For interactive tasks, those of the other class do not count."""
+        if any(held.claim.alone for held in self._held.values()):
+            return 0
+        counted = [held for held in self._held.values() if priority is Priority.BATCH or held.priority is priority]
+        return self._capacity - len(counted)
+
+    def _make_room(self) -> None:
+        for event in self._room_made.values():
+            event.set()
+
+    def _begin(self) -> None:
+        """Gives the free slots to those who wait."""
+        while held := self._next():
+            held.in_slot = True
+            held.working = asyncio.create_task(self._work(held), name=f"task-{held.claim.task_id}")
         self._metrics.held.set(len(self._held))
 
+    def _next(self) -> Held | None:
+        """Interactive tasks first, in each class the first that came. One that is to run alone waits until the slots
+        are empty, and what comes after it waits for it."""
+        in_slots = [held for held in self._held.values() if held.in_slot]
+        if len(in_slots) >= self._slots or self._is_alone() or self._stopping:
+            return None
+        waiting = sorted(self._not_begun(), key=lambda held: held.priority is Priority.BATCH)
+        return waiting[0] if waiting and not (waiting[0].claim.alone and in_slots) else None
+
+    def _not_begun(self) -> list[Held]:
+        return [held for held in self._held.values() if held.working is None]
+
+    def _is_alone(self) -> bool:
+        return any(held.in_slot and held.claim.alone for held in self._held.values())
+
     async def _work(self, held: Held) -> None:
-        claim = held.delivery.claim
+        claim = held.claim
         structlog.contextvars.bind_contextvars(
             task_id=str(claim.task_id), job_id=str(claim.job_id), tenant_id=str(claim.tenant_id)
         )
+        if claim.traceparent:
+            structlog.contextvars.bind_contextvars(trace_id=claim.traceparent.split("-")[1])
         try:
-            async with self._free_slots:
-                held.begun = True
-                outcome = await self._run_in_slot(
-                    Work(claim.task_id, claim.path, claim.media_type, claim.orientation, claim.parameters)
-                )
+            if claim.alone:
+                await self._let_go(self._not_begun())
+            outcome = await self._run_in_slot(
+                Work(claim.task_id, claim.path, claim.media_type, claim.orientation, claim.parameters)
+            )
+            # The next picture does not wait until this one's result is written.
+            held.in_slot = False
+            self._begin()
             try:
                 await self._until_database_answers(lambda: self._end(claim, outcome))
             except Exception as error:
@@ -127,22 +176,30 @@ class Consumer:
                 await self._until_database_answers(lambda: self._end(claim, refusal))
             await self._transport.settle(held.delivery)
         finally:
-            if self._held.get(claim.task_id) is held:
-                del self._held[claim.task_id]
-            self._metrics.held.set(len(self._held))
-            self._room.set()
+            held.in_slot = False
+            self._forget(held)
+            self._begin()
+
+    def _forget(self, held: Held) -> None:
+        if self._held.get(held.claim.task_id) is held:
+            del self._held[held.claim.task_id]
+        self._make_room()
 
     async def _end(self, claim: Claim, outcome: Outcome) -> None:
         async with self._database.transaction() as transaction:
             state = await self._write_end(transaction, claim, outcome)
         self._metrics.tasks.labels(self._model.name, state).inc()
         log.info("task_ended", state=state, attempt=claim.attempt, code=getattr(outcome, "code", None))
+        if state == "queued":
+            # Whoever hands it out again learns when it is due.
+            for priority in Priority:
+                self._notices.tell(tasks_queued(self._model.name, priority))
+            return
         # Also where it is void: it may be the first try's end, cut off before the finish.
-        if state != "queued":
-            async with self._database.transaction() as transaction:
-                job_has_ended = await self._jobs.finish(transaction, claim.job_id)
-            if job_has_ended:
-                self._notices.tell(job_ended(claim.job_id))
+        async with self._database.transaction() as transaction:
+            job_has_ended = await self._jobs.finish(transaction, claim.job_id)
+        if job_has_ended:
+            self._notices.tell(job_ended(claim.job_id))
 
     async def _write_end(self, transaction: Transaction, claim: Claim, outcome: Outcome) -> str:
         """The task's state now; `void` where the claim was no longer ours and nothing was written."""
@@ -159,6 +216,9 @@ class Consumer:
             case Failed(code, detail):
                 written = await self._tasks.fail(transaction, claim, code=code, detail=detail)
                 return "failed" if written else "void"
+            case Unprocessable(code, detail):
+                written = await self._tasks.refuse(transaction, claim, code=code, detail=detail)
+                return "unprocessable" if written else "void"
             case Retry(code, detail):
                 ended = await self._tasks.retry(
                     transaction, claim, code=code, detail=detail, after_seconds=backoff_seconds(claim.spent)
@@ -185,30 +245,36 @@ class Consumer:
                 continue
             try:
                 async with self._database.transaction() as transaction:
-                    ours = await self._tasks.extend(transaction, [one.delivery.claim for one in held])
+                    ours = await self._tasks.extend(transaction, [one.claim for one in held])
             except CustodyError as error:
                 log.warning("leases_not_extended", code=error.code, detail=error.detail)
                 continue
             for one in held:
-                if one.delivery.claim.task_id not in ours and not one.begun:
-                    one.working.cancel()
+                if one.claim.task_id not in ours and one.working is None:
+                    self._forget(one)
+                    await self._transport.settle(one.delivery)
 
     async def _drain(self) -> None:
-        waiting = [one for one in self._held.values() if not one.begun]
-        running = [one for one in self._held.values() if one.begun]
-        log.info("draining", running=len(running), given_back=len(waiting))
+        waiting = self._not_begun()
+        begun = [held for held in self._held.values() if held.working]
+        log.info("draining", running=len(begun), given_back=len(waiting))
         await self._let_go(waiting)
-        if running:
-            await asyncio.wait([one.working for one in running], timeout=self._drain_seconds)
-        await self._let_go([one for one in running if not one.working.done()])
+        working = [held.working for held in begun if held.working]
+        if working:
+            await asyncio.wait(working, timeout=self._drain_seconds)
+        late = [held for held in begun if held.working and not held.working.done()]
+        for held in late:
+            assert held.working is not None
+            held.working.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+        await self._let_go(late)
 
-    async def _let_go(self, several: list[Held]) -> None:
-        for one in several:
-            one.working.cancel()
-        await asyncio.gather(*(one.working for one in several), return_exceptions=True)
+    async def _let_go(self, several: Sequence[Held]) -> None:
+        for held in several:
+            self._forget(held)
         if several:
             try:
-                await self._transport.give_back([one.delivery for one in several])
+                await self._transport.give_back([held.delivery for held in several])
             except CustodyError as error:
                 # Their leases run out; what has begun is still worth finishing.
                 log.warning("not_given_back", code=error.code, detail=error.detail)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from inference_worker.engines import ModelDescription
-from inference_worker.outcomes import Done, Failed, Outcome, Retry, Work
+from inference_worker.outcomes import Done, Failed, Outcome, Retry, Unprocessable, Work
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """Far above a thousand detections with long labels."""
@@ -29,7 +29,7 @@ Answer = Ready | Refused | Outcome
 
 _WORK = TypeAdapter(Work)
 _ANSWERS: dict[bytes, TypeAdapter[Answer]] = {
-    kind.__name__.encode(): TypeAdapter(kind) for kind in (Ready, Refused, Done, Failed, Retry)
+    kind.__name__.encode(): TypeAdapter(kind) for kind in (Ready, Refused, Done, Failed, Unprocessable, Retry)
 }
 
 

@@ -12,6 +12,9 @@ class WorkerMetrics:
         self.registry = CollectorRegistry()
         self.tasks = Counter("wharf_tasks", "Tasks worked on", ["model", "outcome"], registry=self.registry)
         self.held = Gauge("wharf_tasks_held", "Tasks claimed and not yet ended", registry=self.registry)
+        self.rejected = Counter(
+            "wharf_messages_rejected", "Messages that are none of ours, by why", ["reason"], registry=self.registry
+        )
         self.stage_seconds = Histogram(
             "wharf_task_stage_seconds", "Queue wait, read, decode and inference of one picture", ["model", "stage"],
             buckets=SECONDS, registry=self.registry,

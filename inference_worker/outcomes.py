@@ -1,4 +1,4 @@
-"""What a slot is asked to do, and the three ways it ends."""
+"""What a slot is asked to do, and the ways it ends."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -32,6 +32,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
+    """It ran and failed, and would fail again. `code` is one of `custody.errors.KINDS`."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Unprocessable:
     """This picture can never work. `code` is one of `custody.errors.KINDS`."""
 
     code: str
@@ -46,4 +54,4 @@ class Retry:
     detail: str
 
 
-Outcome = Done | Failed | Retry
+Outcome = Done | Failed | Unprocessable | Retry

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inference_worker.decode import UndecodableImageError, decode
 from inference_worker.engines import Engine
-from inference_worker.outcomes import Done, Failed, Outcome, Retry, Work
+from inference_worker.outcomes import Done, Failed, Outcome, Retry, Unprocessable, Work
 
 STALE = frozenset({errno.ENOENT, errno.ESTALE, errno.EIO})
 """What a network file system answers for a while about a file that is there."""
@@ -31,7 +31,9 @@ class Pipeline:
     ) -> None:
         self._root = volume_root
         self._engine = engine
-        self._fit = None if exact else (engine.description.input_width, engine.description.input_height)
+        model = engine.description
+        # A classifier's input is cut out of the middle of a picture that is shrunk less than to fit into it.
+        self._fit = None if exact or model.task == "classify" else (model.input_width, model.input_height)
         self._max_pixels = max_pixels
         self._patience = read_patience_seconds
 
@@ -49,7 +51,7 @@ class Pipeline:
             decoded = time.perf_counter()
             detections = self._engine.infer(picture, work.parameters)
         except UndecodableImageError as error:
-            return Failed(error.code, str(error))
+            return Unprocessable(error.code, str(error))
         except MemoryError:
             return Retry(
                 "worker_crashed", "The worker had no memory left for this picture. Give it more, or shrink it."

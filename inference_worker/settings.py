@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from custody.settings import ProcessSettings
+from custody.settings import ProcessSettings, QueueSettings, TaskSettings, VolumeSettings
 
 
-class WorkerSettings(ProcessSettings):
+class WorkerSettings(VolumeSettings, QueueSettings, TaskSettings, ProcessSettings):
     model: str = Field(
         description="The model to serve: a registered name, or a file (.onnx, .xml) to register under its own name",
         examples=["yolo11n", "/models/yolo11n.onnx"],
@@ -18,9 +18,6 @@ class WorkerSettings(ProcessSettings):
     )
     slots: int = Field(default=0, ge=0, description="Pictures at once, a process each; 0: as many as CPUs are granted")
     prefetch: int = Field(default=1, ge=0, description="Tasks claimed ahead of each slot")
-    lease_seconds: float = Field(default=30.0, gt=0, description="A worker silent for longer loses its tasks")
-    reconcile_seconds: float = Field(default=5.0, gt=0, description="Pause between looks for what a death left behind")
-    max_attempts: int = Field(default=3, ge=1, description="Tries before a task fails")
     task_seconds: float = Field(default=30.0, gt=0, description="Longest work on one picture before its slot is killed")
     read_retry_seconds: float = Field(
         default=20.0,
@@ -28,6 +25,9 @@ class WorkerSettings(ProcessSettings):
         description="How long one try looks for a file that does not appear; together they outlast NFS's caches (60 s)",
     )
     max_pixels: int = Field(default=100_000_000, gt=0, description="Largest picture that is decoded")
+    amqp_consumer_timeout_seconds: float = Field(
+        default=1800.0, gt=0, description="RabbitMQ's own consumer_timeout: a delivery held longer is taken away"
+    )
     drain_seconds: float = Field(
         default=25.0, ge=0, description="After SIGTERM, time for what runs before it is given back"
     )

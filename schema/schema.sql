@@ -125,6 +125,150 @@ $$;
 
 ALTER FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) OWNER TO wharf_owner;
 
+CREATE TABLE wharf.tasks (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    job_id uuid NOT NULL,
+    input integer NOT NULL,
+    file_id uuid,
+    filename text,
+    sha256 bytea NOT NULL,
+    size bigint NOT NULL,
+    media_type text NOT NULL,
+    width integer NOT NULL,
+    height integer NOT NULL,
+    orientation smallint NOT NULL,
+    pool text NOT NULL,
+    class text NOT NULL,
+    state text DEFAULT 'queued'::text NOT NULL,
+    not_before timestamp with time zone DEFAULT now() NOT NULL,
+    released_at timestamp with time zone,
+    claimed_at timestamp with time zone,
+    lease_until timestamp with time zone,
+    attempt integer DEFAULT 0 NOT NULL,
+    spared integer DEFAULT 0 NOT NULL,
+    worker text,
+    error_code text,
+    error_detail text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
+    CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
+    CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
+    CONSTRAINT tasks_check3 CHECK (((state = ANY (ARRAY['queued'::text, 'running'::text])) = (ended_at IS NULL))),
+    CONSTRAINT tasks_check4 CHECK (((state <> ALL (ARRAY['failed'::text, 'unprocessable'::text])) OR (error_code IS NOT NULL))),
+    CONSTRAINT tasks_check5 CHECK (((state <> 'succeeded'::text) OR (error_code IS NULL))),
+    CONSTRAINT tasks_class_check CHECK ((class = ANY (ARRAY['interactive'::text, 'batch'::text]))),
+    CONSTRAINT tasks_input_check CHECK ((input >= 0)),
+    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'unprocessable'::text, 'cancelled'::text])))
+);
+
+ALTER TABLE ONLY wharf.tasks FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.tasks OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.pool_backlog(wanted_pool text, most integer) RETURNS integer
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT (count(*))::integer AS count
+    FROM (( SELECT
+            FROM wharf.tasks
+           WHERE ((tasks.pool = pool_backlog.wanted_pool) AND (tasks.state = 'queued'::text) AND (tasks.released_at IS NULL))
+          LIMIT pool_backlog.most)
+         UNION ALL
+         ( SELECT
+            FROM wharf.tasks
+           WHERE ((tasks.pool = pool_backlog.wanted_pool) AND (tasks.state = 'queued'::text) AND (tasks.released_at IS NOT NULL))
+          LIMIT pool_backlog.most)
+  LIMIT pool_backlog.most) waiting;
+END;
+
+ALTER FUNCTION wharf.pool_backlog(wanted_pool text, most integer) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.pool_running(wanted_pool text) RETURNS integer
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT (count(*))::integer AS count
+    FROM wharf.tasks
+   WHERE ((tasks.pool = pool_running.wanted_pool) AND (tasks.state = 'running'::text));
+END;
+
+ALTER FUNCTION wharf.pool_running(wanted_pool text) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.require_operator() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM wharf.tenants t WHERE t.id = wharf.current_tenant() AND t.operator) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'only the operator''s tenant may do this';
+    END IF;
+END
+$$;
+
+ALTER FUNCTION wharf.require_operator() OWNER TO wharf_owner;
+
+CREATE TABLE wharf.models (
+    name text NOT NULL,
+    version integer NOT NULL,
+    digest bytea NOT NULL,
+    path text NOT NULL,
+    task text NOT NULL,
+    classes jsonb NOT NULL,
+    input_width integer NOT NULL,
+    input_height integer NOT NULL,
+    state text DEFAULT 'active'::text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT models_classes_check CHECK ((jsonb_typeof(classes) = 'array'::text)),
+    CONSTRAINT models_digest_check CHECK ((octet_length(digest) = 32)),
+    CONSTRAINT models_input_height_check CHECK ((input_height > 0)),
+    CONSTRAINT models_input_width_check CHECK ((input_width > 0)),
+    CONSTRAINT models_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'::text)),
+    CONSTRAINT models_state_check CHECK ((state = ANY (ARRAY['active'::text, 'retired'::text]))),
+    CONSTRAINT models_version_check CHECK ((version > 0))
+);
+
+ALTER TABLE wharf.models OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.retire_model(wanted_name text, wanted_version integer) RETURNS integer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT wharf.require_operator() AS require_operator;
+ WITH retired AS (
+          UPDATE wharf.models SET state = 'retired'::text
+           WHERE ((models.name = retire_model.wanted_name) AND (models.state = 'active'::text) AND ((retire_model.wanted_version IS NULL) OR (models.version = retire_model.wanted_version)))
+           RETURNING models.version
+         )
+  SELECT (count(*))::integer AS count
+    FROM retired;
+END;
+
+ALTER FUNCTION wharf.retire_model(wanted_name text, wanted_version integer) OWNER TO wharf_owner;
+
+CREATE TABLE wharf.pools (
+    name text NOT NULL,
+    state text NOT NULL,
+    changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT pools_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'::text)),
+    CONSTRAINT pools_state_check CHECK ((state = ANY (ARRAY['active'::text, 'paused'::text, 'draining'::text])))
+);
+
+ALTER TABLE wharf.pools OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT wharf.require_operator() AS require_operator;
+ INSERT INTO wharf.pools (name, state)
+   VALUES (set_pool_state.wanted_pool, set_pool_state.wanted_state) ON CONFLICT(name) DO UPDATE SET state = excluded.state, changed_at = now();
+END;
+
+ALTER FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) RETURNS text
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
@@ -197,6 +341,8 @@ CREATE TABLE wharf.jobs (
     failed integer,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     finished_at timestamp with time zone,
+    expires_at timestamp with time zone,
+    traceparent text,
     CONSTRAINT jobs_check CHECK (((state = 'open'::text) = (finished_at IS NULL))),
     CONSTRAINT jobs_check1 CHECK (((done IS NULL) = (failed IS NULL))),
     CONSTRAINT jobs_check2 CHECK (((done >= 0) AND (failed >= 0) AND ((done + failed) <= total))),
@@ -206,7 +352,8 @@ CREATE TABLE wharf.jobs (
     CONSTRAINT jobs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
     CONSTRAINT jobs_priority_check CHECK ((priority = ANY (ARRAY['interactive'::text, 'batch'::text]))),
     CONSTRAINT jobs_state_check CHECK ((state = ANY (ARRAY['open'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
-    CONSTRAINT jobs_total_check CHECK ((total > 0))
+    CONSTRAINT jobs_total_check CHECK ((total > 0)),
+    CONSTRAINT jobs_traceparent_check CHECK ((length(traceparent) = 55))
 );
 
 ALTER TABLE ONLY wharf.jobs FORCE ROW LEVEL SECURITY;
@@ -222,27 +369,14 @@ CREATE TABLE wharf.migrations (
 
 ALTER TABLE wharf.migrations OWNER TO wharf_owner;
 
-CREATE TABLE wharf.models (
+CREATE TABLE wharf.relays (
     name text NOT NULL,
-    version integer NOT NULL,
-    digest bytea NOT NULL,
-    path text NOT NULL,
-    task text NOT NULL,
-    classes jsonb NOT NULL,
-    input_width integer NOT NULL,
-    input_height integer NOT NULL,
-    state text DEFAULT 'active'::text NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT models_classes_check CHECK ((jsonb_typeof(classes) = 'array'::text)),
-    CONSTRAINT models_digest_check CHECK ((octet_length(digest) = 32)),
-    CONSTRAINT models_input_height_check CHECK ((input_height > 0)),
-    CONSTRAINT models_input_width_check CHECK ((input_width > 0)),
-    CONSTRAINT models_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'::text)),
-    CONSTRAINT models_state_check CHECK ((state = ANY (ARRAY['active'::text, 'retired'::text]))),
-    CONSTRAINT models_version_check CHECK ((version > 0))
+    fault text,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
-ALTER TABLE wharf.models OWNER TO wharf_owner;
+ALTER TABLE wharf.relays OWNER TO wharf_owner;
 
 CREATE TABLE wharf.results (
     task_id uuid NOT NULL,
@@ -260,48 +394,6 @@ CREATE TABLE wharf.results (
 ALTER TABLE ONLY wharf.results FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.results OWNER TO wharf_owner;
-
-CREATE TABLE wharf.tasks (
-    id uuid NOT NULL,
-    tenant_id uuid NOT NULL,
-    job_id uuid NOT NULL,
-    input integer NOT NULL,
-    file_id uuid,
-    filename text,
-    sha256 bytea NOT NULL,
-    size bigint NOT NULL,
-    media_type text NOT NULL,
-    width integer NOT NULL,
-    height integer NOT NULL,
-    orientation smallint NOT NULL,
-    pool text NOT NULL,
-    class text NOT NULL,
-    state text DEFAULT 'queued'::text NOT NULL,
-    not_before timestamp with time zone DEFAULT now() NOT NULL,
-    released_at timestamp with time zone,
-    claimed_at timestamp with time zone,
-    lease_until timestamp with time zone,
-    attempt integer DEFAULT 0 NOT NULL,
-    spared integer DEFAULT 0 NOT NULL,
-    worker text,
-    error_code text,
-    error_detail text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    ended_at timestamp with time zone,
-    CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
-    CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
-    CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
-    CONSTRAINT tasks_check3 CHECK (((state = ANY (ARRAY['queued'::text, 'running'::text])) = (ended_at IS NULL))),
-    CONSTRAINT tasks_check4 CHECK (((state <> 'failed'::text) OR (error_code IS NOT NULL))),
-    CONSTRAINT tasks_check5 CHECK (((state <> 'succeeded'::text) OR (error_code IS NULL))),
-    CONSTRAINT tasks_class_check CHECK ((class = ANY (ARRAY['interactive'::text, 'batch'::text]))),
-    CONSTRAINT tasks_input_check CHECK ((input >= 0)),
-    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text])))
-);
-
-ALTER TABLE ONLY wharf.tasks FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE wharf.tasks OWNER TO wharf_owner;
 
 CREATE TABLE wharf.workers (
     name text NOT NULL,
@@ -349,6 +441,12 @@ ALTER TABLE ONLY wharf.models
 ALTER TABLE ONLY wharf.models
     ADD CONSTRAINT models_pkey PRIMARY KEY (name, version);
 
+ALTER TABLE ONLY wharf.pools
+    ADD CONSTRAINT pools_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY wharf.relays
+    ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
+
 ALTER TABLE ONLY wharf.results
     ADD CONSTRAINT results_pkey PRIMARY KEY (task_id);
 
@@ -378,6 +476,8 @@ CREATE INDEX files_by_tenant ON wharf.files USING btree (tenant_id, id) WHERE (d
 
 CREATE INDEX jobs_by_tenant ON wharf.jobs USING btree (tenant_id, id);
 
+CREATE INDEX jobs_deadlines ON wharf.jobs USING btree (expires_at) WHERE ((state = 'open'::text) AND (expires_at IS NOT NULL));
+
 CREATE INDEX jobs_not_frozen ON wharf.jobs USING btree (id) WHERE ((state <> 'open'::text) AND (done IS NULL));
 
 CREATE INDEX jobs_open ON wharf.jobs USING btree (id) WHERE (state = 'open'::text);
@@ -390,7 +490,9 @@ CREATE INDEX tasks_leases ON wharf.tasks USING btree (lease_until) WHERE (state 
 
 CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 
-CREATE INDEX tasks_queue ON wharf.tasks USING btree (pool, class DESC, id) WHERE (state = 'queued'::text);
+CREATE INDEX tasks_ready ON wharf.tasks USING btree (pool, class, tenant_id, id) WHERE ((state = 'queued'::text) AND (released_at IS NULL));
+
+CREATE INDEX tasks_released ON wharf.tasks USING btree (pool, class, tenant_id) WHERE ((state = 'queued'::text) AND (released_at IS NOT NULL));
 
 ALTER TABLE ONLY wharf.api_keys
     ADD CONSTRAINT api_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
@@ -452,6 +554,10 @@ CREATE POLICY owner_all ON wharf.tasks TO wharf_owner USING (true) WITH CHECK (t
 
 CREATE POLICY owner_all ON wharf.tenants TO wharf_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY relay_all ON wharf.jobs TO wharf_relay USING (true) WITH CHECK (true);
+
+CREATE POLICY relay_all ON wharf.tasks TO wharf_relay USING (true) WITH CHECK (true);
+
 ALTER TABLE wharf.results ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.tasks ENABLE ROW LEVEL SECURITY;
@@ -497,6 +603,64 @@ GRANT ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) TO wharf_api;
 REVOKE ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) TO wharf_api;
 
+GRANT SELECT,INSERT ON TABLE wharf.tasks TO wharf_api;
+GRANT SELECT ON TABLE wharf.tasks TO wharf_worker;
+GRANT SELECT ON TABLE wharf.tasks TO wharf_relay;
+
+GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_api;
+GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_worker;
+GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_relay;
+
+GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_worker;
+GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_relay;
+
+GRANT UPDATE(released_at) ON TABLE wharf.tasks TO wharf_relay;
+GRANT UPDATE(released_at) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(claimed_at) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(lease_until) ON TABLE wharf.tasks TO wharf_api;
+GRANT UPDATE(lease_until) ON TABLE wharf.tasks TO wharf_worker;
+GRANT UPDATE(lease_until) ON TABLE wharf.tasks TO wharf_relay;
+
+GRANT UPDATE(attempt) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(spared) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(worker) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(error_code) ON TABLE wharf.tasks TO wharf_worker;
+GRANT UPDATE(error_code) ON TABLE wharf.tasks TO wharf_relay;
+
+GRANT UPDATE(error_detail) ON TABLE wharf.tasks TO wharf_worker;
+GRANT UPDATE(error_detail) ON TABLE wharf.tasks TO wharf_relay;
+
+GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_api;
+GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_worker;
+GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_relay;
+
+REVOKE ALL ON FUNCTION wharf.pool_backlog(wanted_pool text, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.pool_backlog(wanted_pool text, most integer) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.pool_running(wanted_pool text) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.pool_running(wanted_pool text) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.require_operator() FROM PUBLIC;
+
+GRANT SELECT ON TABLE wharf.models TO wharf_api;
+GRANT SELECT,INSERT ON TABLE wharf.models TO wharf_worker;
+GRANT SELECT ON TABLE wharf.models TO wharf_relay;
+
+REVOKE ALL ON FUNCTION wharf.retire_model(wanted_name text, wanted_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.retire_model(wanted_name text, wanted_version integer) TO wharf_api;
+
+GRANT SELECT ON TABLE wharf.pools TO wharf_api;
+GRANT SELECT ON TABLE wharf.pools TO wharf_worker;
+GRANT SELECT ON TABLE wharf.pools TO wharf_relay;
+
+REVOKE ALL ON FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) TO wharf_api;
+
 REVOKE ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) TO wharf_api;
 
@@ -517,50 +681,30 @@ GRANT SELECT ON TABLE wharf.installation TO wharf_cleanup;
 
 GRANT SELECT,INSERT ON TABLE wharf.jobs TO wharf_api;
 GRANT SELECT ON TABLE wharf.jobs TO wharf_worker;
+GRANT SELECT ON TABLE wharf.jobs TO wharf_relay;
 
 GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_api;
 GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_relay;
 
 GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_api;
 GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_relay;
 
 GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_api;
 GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_relay;
 
 GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_api;
 GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_relay;
 
-GRANT SELECT ON TABLE wharf.models TO wharf_api;
-GRANT SELECT,INSERT ON TABLE wharf.models TO wharf_worker;
+GRANT SELECT ON TABLE wharf.relays TO wharf_api;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
 
 GRANT SELECT ON TABLE wharf.results TO wharf_api;
 GRANT INSERT ON TABLE wharf.results TO wharf_worker;
 
-GRANT SELECT,INSERT ON TABLE wharf.tasks TO wharf_api;
-GRANT SELECT ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_api;
-GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(claimed_at) ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(lease_until) ON TABLE wharf.tasks TO wharf_api;
-GRANT UPDATE(lease_until) ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(attempt) ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(spared) ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(worker) ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(error_code) ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(error_detail) ON TABLE wharf.tasks TO wharf_worker;
-
-GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_api;
-GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_worker;
-
 GRANT SELECT ON TABLE wharf.workers TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.workers TO wharf_worker;
+GRANT SELECT ON TABLE wharf.workers TO wharf_relay;

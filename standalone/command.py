@@ -128,7 +128,9 @@ class OneMachine:
             "WHARF_DEFAULT_MODEL": name_of(self._settings.model),
             "WHARF_READY_NEEDS_WORKER": "true",
         }
-        return {"WHARF_HEALTH_PORT": "0", **os.environ, **own}
+        # A fleet's RabbitMQ is none of its: there is no relay here.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WHARF_AMQP_")}
+        return {"WHARF_HEALTH_PORT": "0", **inherited, **own}
 
     def _program(self, name: str, environment: dict[str, str], *, ready: str) -> Program:
         return Program(

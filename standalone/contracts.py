@@ -18,11 +18,13 @@ from typing import Annotated
 import typer
 
 from broker.app import build_app
+from broker.backlog import Backlog
 from broker.maintenance.migrate import ensure_database, migrate
 from broker.maintenance.settings import MigrateSettings
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
+from broker.relay.settings import RelaySettings
 from broker.service import Service
 from broker.settings import BrokerSettings
 from custody.database import Database
@@ -76,6 +78,7 @@ async def _openapi() -> str:
         files=Files(volume),
         jobs=Jobs(),
         tasks=Tasks(),
+        backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
         notices=Notices("", name="contracts"),
         probe=Prober(settings.max_pixels),
         readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker),
@@ -106,7 +109,7 @@ async def _bring_up(postgres: Postgres) -> None:
 
 
 def _readme() -> str:
-    settings = table(UpSettings, BrokerSettings, WorkerSettings, MigrateSettings)
+    settings = table(UpSettings, BrokerSettings, RelaySettings, WorkerSettings, MigrateSettings)
     return TABLE.sub(rf"\1{settings}\n\2", (ROOT / "README.md").read_text())
 
 

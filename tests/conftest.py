@@ -19,6 +19,7 @@ from custody.database import Database
 from custody.notices import Notices
 from custody.volume import Volume
 from standalone.postgres import Postgres
+from tests.support.rabbitmq import RabbitMQ, require_rabbitmq
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -67,6 +68,30 @@ def postgres() -> Iterator[Postgres]:
     finally:
         asyncio.run(server.stop())
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """One for all tests that leave it running; made, as the Postgres is, when a test first asks for it. Where it cannot
+    be had, the test is skipped; in CI it fails."""
+    require_rabbitmq()
+    folder = Path(tempfile.mkdtemp(prefix="wharf-rabbitmq-"))
+    try:
+        with RabbitMQ(folder) as node:
+            yield node
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def vhost(rabbitmq: RabbitMQ) -> str:
+    """The test's own: no other test's queues and messages are in it."""
+    return rabbitmq.new_vhost()
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: RabbitMQ, vhost: str) -> str:
+    return rabbitmq.url(vhost)
 
 
 @pytest.fixture

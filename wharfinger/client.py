@@ -14,6 +14,7 @@ from wharfinger.jobs import Jobs, parameters
 from wharfinger.keys import Keys
 from wharfinger.models import Models
 from wharfinger.patience import Patience
+from wharfinger.pools import Pools
 from wharfinger.session import Session
 from wharfinger.source import Picture, Report, Source, source_of
 
@@ -49,6 +50,7 @@ class Client:
         self.files = Files(self._session)
         self.jobs = Jobs(self._session)
         self.models = Models(self._session)
+        self.pools = Pools(self._session)
         self.keys = Keys(self._session)
 
     def predict(
@@ -60,9 +62,11 @@ class Client:
         max_detections: int | None = None,
         priority: Priority | str | None = None,
         metadata: dict[str, Any] | None = None,
+        expires_in: float | None = None,
         wait: float | None = None,
     ) -> Job:
         """One job on these pictures, paths or encoded bytes, once it has ended; or as it is after `wait` seconds.
+        `expires_in`: seconds after which it ends as `expired` unless it has ended.
 
         The job's `state` says how it ended and its `results` what was found, in the order of the pictures: an input
         that failed has an `error` there and leaves the others theirs. Raises ValueError for no pictures or parameters
@@ -84,12 +88,14 @@ class Client:
                 max_detections=max_detections,
                 priority=priority,
                 metadata=metadata,
+                expires_in=expires_in,
             )
             return self.jobs.finish(job, wait)
         fields = {
             "model": model,
             "priority": None if priority is None else str(Priority(priority)),
             "metadata": None if metadata is None else json.dumps(metadata, allow_nan=False),
+            "expires_in": expires_in,
             **(tuned.model_dump(exclude_unset=True) if tuned else {}),
         }
         first = _FIRST_WAIT_SECONDS if wait is None else min(wait, _FIRST_WAIT_SECONDS)

@@ -1,4 +1,4 @@
-"""Detections drawn on their picture: boxes with label and confidence, one colour a class."""
+"""Detections drawn on their picture: boxes, masks, keypoints, turned boxes and classes, one colour a class."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from custody.wire import Box, Detection
+from custody.wire import Box, Detection, Keypoint, Point, Probability
 from wharfinger.errors import DrawingError
 
 with suppress(ImportError):  # HEIC, where its decoder is installed.
@@ -22,6 +22,17 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _LARGEST_TEXT = 48
 _SMALLEST_TEXT = 9
+_SHADE = 96
+"""Of 255: how much of a mask's colour lies on the picture."""
+_PANEL = (16, 18, 22, 190)
+_WHITE = (255, 255, 255)
+_SEEN = 0.5
+"""Confidence below which a keypoint is a guess at what is hidden."""
+_BODY = (
+    *((0, 1), (0, 2), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10)),
+    *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
+)
+"""What is joined where an object has 17 keypoints: COCO's person, from the nose to the ankles."""
 _COLOURS: tuple[Colour, ...] = tuple(
     (value >> 16, value >> 8 & 0xFF, value & 0xFF)
     for value in (
@@ -48,19 +59,25 @@ def save_annotated(source: str | PathLike[str], detections: Sequence[Detection],
 
 
 def annotate(picture: Image.Image, detections: Sequence[Detection]) -> Image.Image:
-    """A copy in RGB, upright as its EXIF orientation says, with the boxes drawn on it. Labels stay inside the picture,
-    and where there is room off each other; a picture too small for text gets boxes alone."""
+    """A copy in RGB, upright as its EXIF orientation says, with the detections drawn on it. Labels stay inside the
+    picture, and where there is room off each other; a picture too small for text gets the shapes alone. What a
+    classifier says stands in a corner."""
     canvas = _in_rgb(ImageOps.exif_transpose(picture))
     draw = ImageDraw.Draw(canvas)
     size = min(_LARGEST_TEXT, max(12, round(sum(canvas.size) / 95)))
     width = max(1, round(size / 5))
     by_confidence = sorted(detections, key=lambda each: each.confidence)
     for detection in by_confidence:
-        draw.rectangle(_drawable(detection.box, canvas.size), outline=colour_of(detection.class_id), width=width)
+        _outline(canvas, draw, detection, width)
+    for detection in by_confidence:
+        _join(draw, detection.keypoints or (), colour_of(detection.class_id), width)
     taken: list[Rectangle] = []
     # The surest label is placed first: it gets the place that it wants.
     for detection in reversed(by_confidence):
-        label = f"{' '.join(detection.label.split())} {detection.confidence:.2f}"
+        if detection.probabilities is not None:
+            _list(canvas, detection.probabilities, size)
+            continue
+        label = f"{_on_one_line(detection.label)} {detection.confidence:.2f}"
         for font in _fonts(size):
             plate = _plate(label, font, detection.box, canvas.size, taken)
             if plate is not None:
@@ -79,6 +96,87 @@ def _in_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16 bits, which a plain conversion would cut off at 255 instead of scaling.
         picture = picture.convert("I").point(lambda value: value / 256).convert("L")
     return picture.convert("RGB")
+
+
+def _outline(canvas: Image.Image, draw: ImageDraw.ImageDraw, detection: Detection, width: int) -> None:
+    """The closest line around the object that is known; a classified picture has none."""
+    colour = colour_of(detection.class_id)
+    if detection.probabilities is not None:
+        return
+    if detection.rotated_box is not None:
+        _close(draw, detection.rotated_box.corners, colour, width)
+    elif detection.mask is not None:
+        shade = ImageDraw.Draw(canvas, "RGBA")
+        for polygon in detection.mask.polygons:
+            shade.polygon(polygon, fill=(*colour, _SHADE))
+            _close(draw, polygon, colour, max(1, width // 2))
+        draw.rectangle(_drawable(detection.box, canvas.size), outline=colour, width=max(1, width // 4))
+    else:
+        thickness = max(1, width // 2) if detection.keypoints else width
+        draw.rectangle(_drawable(detection.box, canvas.size), outline=colour, width=thickness)
+
+
+def _close(draw: ImageDraw.ImageDraw, corners: Sequence[Point], colour: Colour, width: int) -> None:
+    # Past the first corner again, so that it is as round as the others.
+    draw.line([*corners, *corners[:2]], fill=colour, width=width, joint="curve")
+
+
+def _join(draw: ImageDraw.ImageDraw, points: Sequence[Keypoint], colour: Colour, width: int) -> None:
+    """Keypoints that are seen, a body's with its bones, in a white rim that shows on any ground."""
+    seen = {
+        number: (point.x, point.y)
+        for number, point in enumerate(points)
+        if point.confidence is None or point.confidence >= _SEEN
+    }
+    bones = [(one, other) for one, other in _BODY if len(points) == 17 and one in seen and other in seen]
+    rim = max(1, width // 3)
+    for ink, more in ((_WHITE, rim), (colour, 0)):
+        for one, other in bones:
+            draw.line([seen[one], seen[other]], fill=ink, width=width + 2 * more)
+        for place in seen.values():
+            draw.circle(place, width * 1.2 + more, fill=ink)
+
+
+def _list(canvas: Image.Image, classes: Sequence[Probability], size: int) -> None:
+    """The classes in the upper left corner, a bar below each; the likeliest alone where there is no room for all."""
+    for shown in (classes, classes[:1]):
+        for font in _fonts(size):
+            rows = [(_on_one_line(each.label), f"{each.confidence:.2f}") for each in shown]
+            padding, bar = _padding(font), max(2, _padding(font) // 2)
+            texts = [_extent(f"{label}  {number}", font) for label, number in rows]
+            width = max(max(text[0] for text in texts), 8 * texts[0][1]) + 4 * padding
+            step = texts[0][1] + bar + 3 * padding
+            if width <= canvas.width and step * len(rows) + padding <= canvas.height:
+                _write_list(canvas, shown, rows, font, (width, step, bar))
+                return
+
+
+def _write_list(
+    canvas: Image.Image,
+    classes: Sequence[Probability],
+    rows: Sequence[tuple[str, str]],
+    font: Font,
+    measures: tuple[int, int, int],
+) -> None:
+    """`measures`: the list's width, the height of a row and of its bar."""
+    (width, step, bar), padding = measures, _padding(font)
+    draw = ImageDraw.Draw(canvas, "RGBA")
+    draw.rectangle((0, 0, width - 1, step * len(rows) + padding - 1), fill=_PANEL)
+    left, right = 2 * padding, width - 2 * padding
+    for row, (each, (label, number)) in enumerate(zip(classes, rows, strict=True)):
+        top = row * step + 2 * padding
+        baseline = top - font.getbbox("Ag")[1]
+        draw.text((left, baseline), label, fill=_WHITE, font=font)
+        draw.text((right - font.getlength(number), baseline), number, fill=_WHITE, font=font)
+        line = top + step - 2 * padding - bar
+        draw.rectangle((left, line, right, line + bar - 1), fill=(*_WHITE, 48))
+        draw.rectangle(
+            (left, line, left + (right - left) * each.confidence, line + bar - 1), fill=colour_of(each.class_id)
+        )
+
+
+def _on_one_line(label: str) -> str:
+    return " ".join(label.split())
 
 
 def _drawable(box: Box, size: tuple[int, int]) -> Rectangle:
@@ -113,7 +211,7 @@ def _plate(label: str, font: Font, box: Box, size: tuple[int, int], taken: Seque
 
 def _write(draw: ImageDraw.ImageDraw, label: str, font: Font, plate: Rectangle, colour: Colour) -> None:
     draw.rectangle(plate, fill=colour)
-    ink = (0, 0, 0) if _luminance(colour) > 0.3 else (255, 255, 255)
+    ink = (0, 0, 0) if _luminance(colour) > 0.3 else _WHITE
     draw.text(
         (plate[0] + _padding(font), plate[1] + _padding(font) - font.getbbox("Ag")[1]), label, fill=ink, font=font
     )

@@ -11,10 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 from broker import body, paging, problems
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
+from broker.backlog import Admission
 from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
 from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import idempotency, models
+from custody.database import Transaction
 from custody.errors import CustodyError
 from custody.notices import job_ended, tasks_queued
 from custody.wire import (
@@ -53,6 +55,7 @@ PREDICT_BODY = {
                         "iou": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.7},
                         "max_detections": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 300},
                         "priority": {"type": "string", "enum": ["interactive", "batch"]},
+                        "expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
                         "metadata": {"type": "string", "description": "A JSON object"},
                     },
                 }
@@ -81,10 +84,10 @@ async def predict(
         wish = _wish(received.fields)
         digests = [upload.staged.sha256 for upload in received.uploads]
         wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
-        async with service.database.transaction(tenant) as transaction:
+        async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
-                model = await models.resolve(transaction, wish.model or service.settings.default_model)
+                model = await _admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
                 kept = await service.files.keep(transaction, tenant, received.uploads)
                 job_id = await service.jobs.submit(
                     transaction,
@@ -94,12 +97,14 @@ async def predict(
                     parameters=Parameters(conf=wish.conf, iou=wish.iou, max_detections=wish.max_detections),
                     priority=wish.priority,
                     metadata=wish.metadata,
+                    expires_in=wish.expires_in,
+                    traceparent=request.scope["traceparent"],
                 )
                 await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
     if replay:
         return await _answer(request, service, tenant, replay.resource[0])
     service.metrics.count(kept)
-    _announce(service, job_id, model, len(kept.files))
+    _announce(service, job_id, model, wish.priority, len(kept.files))
     return await _answer(request, service, tenant, job_id)
 
 
@@ -110,25 +115,30 @@ async def submit(
     """A job on files that you hold: one task for each input."""
     tenant = principal.tenant_id
     wish = await body.read_json(request, JobSubmission, service.settings.max_request_bytes)
-    _check_inputs(wish, service.settings.max_job_inputs)
+    settings = service.settings
+    _check_inputs(wish, min(settings.max_job_inputs, settings.max_tenant_backlog, settings.max_pool_backlog))
+    priority = wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH)
+    priority = wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH)
     wanted = idempotency.fingerprint("POST /v1/jobs", wish.model_dump(mode="json"), [])
-    async with service.database.transaction(tenant) as transaction:
+    async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
         if not replay:
-            model = await models.resolve(transaction, wish.model or service.settings.default_model)
+            model = await _admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
             job_id = await service.jobs.submit(
                 transaction,
                 tenant,
                 model=model,
                 files=await service.files.hold(transaction, wish.inputs),
                 parameters=wish.params,
-                priority=wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH),
+                priority=priority,
                 metadata=wish.metadata,
+                expires_in=wish.expires_in,
+                traceparent=request.scope["traceparent"],
             )
             await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
     if replay:
         return await _answer(request, service, tenant, replay.resource[0])
-    _announce(service, job_id, model, len(wish.inputs))
+    _announce(service, job_id, model, priority, len(wish.inputs))
     return await _answer(request, service, tenant, job_id)
 
 
@@ -212,8 +222,21 @@ async def _answer(request: Request, service: Service, tenant: UUID, job_id: UUID
     return answer(job, 200 if job.state.ended else 202, headers)
 
 
-def _announce(service: Service, job_id: UUID, model: str, inputs: int) -> None:
-    service.notices.tell(tasks_queued(model))
+async def _admit(
+    service: Service, admission: Admission, transaction: Transaction, tenant: UUID, model: str | None, inputs: int
+) -> str:
+    """The name of the model, once there is room for so many inputs in its pool."""
+    try:
+        name = await models.resolve(transaction, model or service.settings.default_model)
+        await admission.admit(transaction, tenant, name, inputs)
+    except CustodyError as error:
+        service.metrics.refused.labels(error.code).inc()
+        raise
+    return name
+
+
+def _announce(service: Service, job_id: UUID, model: str, priority: Priority, inputs: int) -> None:
+    service.notices.tell(tasks_queued(model, priority))
     service.metrics.inputs.labels(model).inc(inputs)
     log.info("job_submitted", job_id=str(job_id), model=model, inputs=inputs)
 

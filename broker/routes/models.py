@@ -1,8 +1,10 @@
 """/v1/models: what can be asked for, and who serves it now."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
 
-from broker.access import Reader
+from fastapi import APIRouter, Query, Response
+
+from broker.access import Admin, Reader
 from broker.answers import answer
 from broker.service import ServiceDep
 from custody import models
@@ -21,8 +23,32 @@ async def list_models(service: ServiceDep, principal: Reader) -> Response:
 @router.get("/{name}", response_model=Model)
 async def get(service: ServiceDep, principal: Reader, name: str) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
-        # PostgreSQL takes no NUL, and no name has one.
-        found = [] if "\0" in name else await models.list_models(transaction, name)
+        found = await models.list_models(transaction, _storable(name))
     if not found:
-        raise CustodyError("not_found", "There is no model by this name. GET /v1/models lists them.")
+        raise _no_such_model()
     return answer(found[0])
+
+
+@router.post("/{name}/retire", response_model=Model)
+async def retire(
+    service: ServiceDep,
+    principal: Admin,
+    name: str,
+    version: Annotated[int | None, Query(ge=1, lt=2**31, description="This one alone; all where absent")] = None,
+) -> Response:
+    """No job is accepted for it any more, and what waits still runs. Says the same however often it is sent."""
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        await models.retire(transaction, _storable(name), version)
+        [model] = await models.list_models(transaction, name)
+    return answer(model)
+
+
+def _storable(name: str) -> str:
+    """PostgreSQL takes no NUL, and no name has one."""
+    if "\0" in name:
+        raise _no_such_model()
+    return name
+
+
+def _no_such_model() -> CustodyError:
+    return CustodyError("not_found", "There is no model by this name. GET /v1/models lists them.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from custody.tasks import Claim
+from custody.wire import Priority
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Transport(Protocol):
     """Hands tasks of one pool to one worker, at least once each. Truth stays in the task rows: a delivery that is lost,
     doubled or late changes nothing there. `tests/contract/test_transport_contract.py` is its full promise."""
 
-    async def receive(self, limit: int, wait_seconds: float) -> Sequence[Delivery]:
-        """Up to `limit` claimed tasks: interactive ones first, then the oldest. Waits for work where there is none,
-        and gives nothing when that took `wait_seconds`."""
+    async def receive(self, priority: Priority, limit: int, wait_seconds: float) -> Sequence[Delivery]:
+        """Up to `limit` claimed tasks of this class, each tenant's oldest first. Waits for work where there is none,
+        and gives nothing when that took `wait_seconds`. Both classes may be waited for at once."""
         ...
 
     async def settle(self, delivery: Delivery) -> None:
@@ -28,5 +29,6 @@ class Transport(Protocol):
         ...
 
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Received and never begun: others may take them at once, and the attempt does not count."""
+        """Received and never begun: others may take them at once, and the attempt does not count. So may they take
+        whatever else had come to this worker and was not received."""
         ...

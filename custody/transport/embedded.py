@@ -7,6 +7,7 @@ from custody.database import Database
 from custody.notices import Notices, tasks_queued
 from custody.tasks import Claim, Tasks
 from custody.transport import Delivery
+from custody.wire import Priority
 
 
 class EmbeddedTransport:
@@ -17,18 +18,20 @@ class EmbeddedTransport:
         self._pool = pool
         self._worker = worker
 
-    async def receive(self, limit: int, wait_seconds: float) -> Sequence[Delivery]:
+    async def receive(self, priority: Priority, limit: int, wait_seconds: float) -> Sequence[Delivery]:
         deadline = time.monotonic() + wait_seconds
-        with self._notices.subscribe(tasks_queued(self._pool)) as subscription:
+        with self._notices.subscribe(tasks_queued(self._pool, priority)) as subscription:
             # A notice wakes all who wait, and one of them takes the task. Retries come due without a notice: the last
             # look finds them too.
-            while not (claims := await self._claim(limit)) and (remaining := deadline - time.monotonic()) > 0:
+            while not (claims := await self._claim(priority, limit)) and (remaining := deadline - time.monotonic()) > 0:
                 await subscription.wait(remaining)
         return [Delivery(claim) for claim in claims]
 
-    async def _claim(self, limit: int) -> Sequence[Claim]:
+    async def _claim(self, priority: Priority, limit: int) -> Sequence[Claim]:
         async with self._database.transaction() as transaction:
-            return await self._tasks.claim_next(transaction, pool=self._pool, worker=self._worker, limit=limit)
+            return await self._tasks.claim_next(
+                transaction, pool=self._pool, priority=priority, worker=self._worker, limit=limit
+            )
 
     async def settle(self, delivery: Delivery) -> None:
         """The task row is the queue: its end was the acknowledgement."""
@@ -36,4 +39,5 @@ class EmbeddedTransport:
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
         async with self._database.transaction() as transaction:
             await self._tasks.give_back(transaction, [delivery.claim for delivery in deliveries])
-        self._notices.tell(tasks_queued(self._pool))
+        for priority in Priority:
+            self._notices.tell(tasks_queued(self._pool, priority))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 GROUP = "wharf.engines"
 """Entry points of this group are engines; a package of yours may add some."""
 
+EXTRAS = {"openvino": "worker", "ultralytics": "worker,ultralytics"}
+"""Of this distribution: what to install for an engine of its own."""
+
 
 class EngineError(Exception):
     """The engine or its model cannot be used. The message names the file, what is wrong, and what to do."""
@@ -21,8 +24,8 @@ class EngineError(Exception):
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """`task`: `detect`. `classes`: labels by class id; an id beyond them is labelled with its number. The input's
-    sides are in pixels."""
+    """`task`: `detect`, `segment`, `pose`, `classify` or `obb`, which tells what a detection has beside its box.
+    `classes`: labels by class id; an id beyond them is labelled with its number. The input's sides are in pixels."""
 
     task: str
     classes: tuple[str, ...]
@@ -69,4 +72,5 @@ def load_engine(name: str) -> type[Engine]:
     try:
         return cast(type[Engine], found[name].load())
     except ImportError as error:
-        raise EngineError(f"The engine {name} cannot be loaded: {error}. Install `wharfinger[worker]`.") from error
+        advice = f"Install `wharfinger[{EXTRAS[name]}]`." if name in EXTRAS else "Install what it needs."
+        raise EngineError(f"The engine {name} cannot be loaded: {error}. {advice}") from error

@@ -33,7 +33,7 @@ class OpenVINOEngine:
         if metadata.task not in (None, "detect"):
             raise EngineError(
                 f"{model_path} is a model for the task {metadata.task}; this engine does detect only. "
-                "Give it a detection model."
+                "Give it a detection model, or set WHARF_ENGINE=ultralytics."
             )
         height, width = _make_static(network, metadata, model_path)
         self._head = _head(network, metadata, model_path)
@@ -62,8 +62,8 @@ class OpenVINOEngine:
 def _read(core: ov.Core, model_path: Path) -> ov.Model:
     if model_path.suffix not in (".onnx", ".xml"):
         raise EngineError(
-            f"{model_path} is neither .onnx nor .xml. Export the model to ONNX or OpenVINO first; a .pt file is code "
-            "that would run here, so it is not accepted."
+            f"{model_path} is neither .onnx nor .xml. Export the model to ONNX or OpenVINO first: `wharf models add` "
+            "does that for a .pt file, which is a pickle and is not accepted here."
         )
     if not model_path.is_file():
         raise EngineError(f"There is no model file {model_path}. Check the path and the volume's mount.")

@@ -78,10 +78,15 @@ class Letterbox:
 
     def to_picture(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """x1, y1, x2, y2 (n x 4) from pixels of the input to pixels of the picture, clipped to it."""
-        margin = np.array([self.left, self.top] * 2, dtype=np.float32)
-        gain = np.array([self.width / self.picture_width, self.height / self.picture_height] * 2, dtype=np.float32)
-        limit = np.array([self.picture_width, self.picture_height] * 2, dtype=np.float32)
-        return ((boxes - margin) / gain).clip(np.float32(0), limit)
+        return self.points_to_picture(boxes.reshape(-1, 2)).reshape(boxes.shape)
+
+    def points_to_picture(self, points: NDArray[np.float32], *, clip: bool = True) -> NDArray[np.float32]:
+        """x, y (n x 2), likewise."""
+        margin = np.array([self.left, self.top], dtype=np.float32)
+        gain = np.array([self.width / self.picture_width, self.height / self.picture_height], dtype=np.float32)
+        limit = np.array([self.picture_width, self.picture_height], dtype=np.float32)
+        places = (points - margin) / gain
+        return places.clip(np.float32(0), limit) if clip else places
 
 
 def choose_head(shape: tuple[int, ...], classes: int | None) -> Head:
@@ -152,11 +157,16 @@ def to_detections(rows: Rows, letterbox: Letterbox, classes: tuple[str, ...]) ->
     ]
 
 
+def label_of(class_id: int, classes: tuple[str, ...]) -> str:
+    """A class beyond the known ones is labelled with its number."""
+    return classes[class_id] if class_id < len(classes) else str(class_id)
+
+
 def _detection(class_id: int, confidence: float, box: list[float], classes: tuple[str, ...]) -> Detection:
     x1, y1, x2, y2 = (round(side, 3) for side in box)
     return Detection(
         class_id=class_id,
-        label=classes[class_id] if class_id < len(classes) else str(class_id),
+        label=label_of(class_id, classes),
         confidence=round(confidence, 6),
         box=Box(x1=x1, y1=y1, x2=x2, y2=y2),
     )

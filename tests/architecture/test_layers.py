@@ -26,6 +26,7 @@ WRITERS = {
     "results": {"custody.tasks"},
     "models": {"custody.models"},
     "workers": {"custody.models"},
+    "relays": {"custody.relays"},
     "installation": {"broker.maintenance.migrate"},
     "migrations": {"broker.maintenance.migrate"},
 }
@@ -74,8 +75,11 @@ def test_only_commands_read_the_environment() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
-    # What `up`, `demo` and Postgres hand on to the processes that they start.
-    assert reading <= {"standalone/command.py", "standalone/demo.py", "standalone/postgres.py", "standalone/doctor.py"}
+    # What `up`, `demo` and Postgres hand on to the processes that they start, and what ultralytics reads at its import.
+    assert reading <= {
+        *("standalone/command.py", "standalone/demo.py", "standalone/postgres.py", "standalone/doctor.py"),
+        "inference_worker/engines/ultralytics.py",
+    }
 
 
 def parsed(package: str) -> Iterator[tuple[Path, ast.Module]]:

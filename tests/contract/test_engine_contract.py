@@ -2,6 +2,7 @@
 head joins `NETWORKS`."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from inference_worker.engines import Engine, EngineError, ModelDescription, load
 from tests.support.networks import NAMES, dense_output, end_to_end_output, write_network
 from tests.support.shared import BUS, YOLO11N, ZIDANE, needs_shared
 
-ENGINES = ["openvino"]
+needs_ultralytics = pytest.mark.skipif(not find_spec("ultralytics"), reason="ultralytics is not installed")
+ENGINES = ["openvino", pytest.param("ultralytics", marks=needs_ultralytics)]
 
 # In an input of 96 x 64: a box of class 1 from (8, 16) to (40, 48); weaker, one of class 2 from (60, 8) to (80, 28).
 DENSE = dense_output([(24, 32, 32, 32, 0.1, 0.875, 0.0), (70, 18, 20, 20, 0.0, 0.0, 0.5)], classes=3)
@@ -55,6 +57,11 @@ def ir_with_yaml(folder: Path) -> Path:
 
 
 NETWORKS = [dense, end_to_end, half_precision, dynamic, ir, ir_with_yaml]
+LABELLED = [
+    *(pytest.param("openvino", network) for network in NETWORKS),
+    # The labels that an IR carries inside itself ultralytics does not read.
+    *(pytest.param("ultralytics", network, marks=needs_ultralytics) for network in NETWORKS if network is not ir),
+]
 
 
 def picture(width: int = 96, height: int = 64, colour: tuple[int, int, int] = (0, 0, 0)) -> Picture:
@@ -65,16 +72,14 @@ def load(name: str, model: Path, precision: str = "f32") -> Engine:
     return load_engine(name)(model, 1, precision)
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("name", "network"), LABELLED)
 def test_engine_describes_its_model(name: str, network: Callable[[Path], Path], tmp_path: Path) -> None:
     engine = load(name, network(tmp_path))
     assert engine.description == ModelDescription("detect", ("red", "green", "blue"), 96, 64)
 
 
-@pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("precision", ["f32", "auto"])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("name", "network"), LABELLED)
 def test_boxes_come_labelled_in_pixels_of_the_picture(
     name: str, network: Callable[[Path], Path], precision: str, tmp_path: Path
 ) -> None:
@@ -164,8 +169,9 @@ def test_open_input_without_a_size_is_640(name: str, tmp_path: Path) -> None:
         ({"output": np.zeros((1, 400, 85), np.float32)}, "shape"),
         ({"output": dense_output([], classes=5)}, "names 3 classes"),
         ({"metadata": NAMES | {"task": "segment"}}, "task segment"),
+        ({"metadata": NAMES | {"task": "depth"}}, "task depth"),
         ({"extra_output": True}, "2 outputs"),
-        ({"extra_input": True}, "2 inputs"),
+        ({"extra_input": True}, "2 inputs|nothing else"),
         ({"shape": (4, 3, 64, 96)}, "batch 1"),
         ({"shape": (1, 1, 64, 96), "output": DENSE}, "picture as floats"),
     ],
@@ -185,7 +191,7 @@ def test_unfit_network_is_refused_with_its_name_and_the_reason(
         ("text.onnx", b"this is no model", "cannot be read"),
         ("empty.onnx", b"", "cannot be read"),
         ("text.xml", b"<net/>", "cannot be read"),
-        ("weights.pt", b"PK", "neither .onnx nor .xml"),
+        ("weights.pt", b"PK", r"neither .onnx nor .xml|weights\.pt cannot be read"),
         ("gone.onnx", None, "no model file"),
     ],
 )
@@ -242,3 +248,9 @@ def test_import_spec_that_leads_nowhere_is_told(spec: str) -> None:
 def test_unknown_engine_is_told_with_the_installed_ones() -> None:
     with pytest.raises(EngineError, match=r"no engine named abacus.*openvino"):
         load_engine("abacus")
+
+
+@pytest.mark.skipif(bool(find_spec("ultralytics")), reason="ultralytics is installed")
+def test_engine_whose_packages_are_missing_says_which_extra_brings_them() -> None:
+    with pytest.raises(EngineError, match=r"ultralytics cannot be loaded.*wharfinger\[worker,ultralytics\]"):
+        load_engine("ultralytics")

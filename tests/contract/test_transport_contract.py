@@ -10,12 +10,16 @@ import pytest
 from custody.ids import new_id
 from custody.transport import Delivery, Transport
 from custody.wire import JobState, Priority
+from tests.contract.harness.amqp import AmqpHarness
 from tests.contract.harness.embedded import EmbeddedHarness
 from tests.support.domain import Domain
 
 pytestmark = pytest.mark.postgres
 
-HARNESSES = [pytest.param(EmbeddedHarness, id="embedded")]
+HARNESSES = [
+    pytest.param(lambda domain, _: EmbeddedHarness(domain), id="embedded"),
+    pytest.param(lambda domain, request: AmqpHarness(domain, request.getfixturevalue("amqp_url")), id="amqp"),
+]
 
 PATIENCE_SECONDS = 10.0
 """Until a task that is due must have been delivered."""
@@ -31,7 +35,7 @@ def domain(installation, api_database, worker_database):
 
 @pytest.fixture(params=HARNESSES)
 async def transports(request, domain):
-    async with request.param(domain) as harness:
+    async with request.param(domain, request) as harness:
         yield harness
 
 
@@ -60,7 +64,7 @@ async def test_no_more_are_delivered_than_were_asked_for(domain, transports, ten
     transport = await transports.connect("w1")
     received = 0
     while received < 5:
-        found = await transport.receive(2, PATIENCE_SECONDS)
+        found = await transport.receive(Priority.INTERACTIVE, 2, PATIENCE_SECONDS)
         assert 1 <= len(found) <= 2
         received += len(found)
 
@@ -72,7 +76,7 @@ async def test_no_two_workers_hold_one_task_at_once(domain, transports, tenant):
 
     async def take_all(transport: Transport) -> list[Delivery]:
         taken: list[Delivery] = []
-        while found := await transport.receive(3, QUIET_SECONDS):
+        while found := await transport.receive(Priority.INTERACTIVE, 3, QUIET_SECONDS):
             taken += found
         return taken
 
@@ -82,22 +86,48 @@ async def test_no_two_workers_hold_one_task_at_once(domain, transports, tenant):
     assert set(counts.values()) == {1}
 
 
-async def test_interactive_tasks_come_before_batch_ones_and_older_before_newer(domain, transports, tenant):
-    expected = {}
-    for priority in (Priority.BATCH, Priority.INTERACTIVE, Priority.BATCH, Priority.INTERACTIVE):
-        expected[await domain.submit(tenant, priority=priority)] = priority
+async def test_each_class_is_received_by_itself_the_older_before_the_newer(domain, transports, tenant):
+    jobs = {
+        priority: [await domain.submit(tenant, inputs=2, priority=priority) for _ in range(3)] for priority in Priority
+    }
     await transports.announce()
     transport = await transports.connect("w1")
-    received = [(await receive(transport, 1))[0].claim.job_id for _ in expected]
-    assert received == sorted(expected, key=lambda job: (expected[job] is Priority.BATCH, job))
+    for priority in (Priority.BATCH, Priority.INTERACTIVE):
+        received = await receive(transport, 6, priority)
+        assert [delivery.claim.job_id for delivery in received] == [job for job in jobs[priority] for _ in range(2)]
 
 
-async def test_the_same_order_holds_among_those_received_together(domain, transports, tenant):
-    batch = await domain.submit(tenant, inputs=2, priority=Priority.BATCH)
-    interactive = await domain.submit(tenant, inputs=2)
+async def test_both_classes_are_waited_for_at_once(domain, transports, tenant):
+    transport = await transports.connect("w1")
+    async with asyncio.TaskGroup() as group:
+        waiting = {
+            priority: group.create_task(timed_receive(transport, wait_seconds=4.5, priority=priority))
+            for priority in Priority
+        }
+        await asyncio.sleep(QUIET_SECONDS)
+        interactive = await domain.submit(tenant)
+        await transports.announce()
+        await asyncio.wait([waiting[Priority.INTERACTIVE]])
+        assert not waiting[Priority.BATCH].done()
+        batch = await domain.submit(tenant, priority=Priority.BATCH)
+        await transports.announce()
+    for priority, job in ((Priority.INTERACTIVE, interactive), (Priority.BATCH, batch)):
+        [delivery] = waiting[priority].result()[0]
+        assert delivery.claim.job_id == job
+
+
+@pytest.mark.parametrize("priority", Priority)
+async def test_tenants_take_turns_however_much_one_of_them_has(domain, transports, tenant, priority):
+    large = await domain.submit(tenant, inputs=60, priority=priority)
+    small = [await domain.submit(domain.add_tenant(name), inputs=3, priority=priority) for name in ("ito", "mora")]
     await transports.announce()
-    received = await receive(await transports.connect("w1"), 4)
-    assert [delivery.claim.job_id for delivery in received] == [interactive, interactive, batch, batch]
+    transport = await transports.connect("w1")
+    received = []
+    for _ in range(4):
+        received += await receive(transport, 3, priority)
+    came = Counter(delivery.claim.job_id for delivery in received)
+    assert [came[job] for job in small] == [3, 3]
+    assert came[large] == 6
 
 
 async def test_a_pool_gets_its_own_tasks_only(domain, transports, tenant):
@@ -107,7 +137,7 @@ async def test_a_pool_gets_its_own_tasks_only(domain, transports, tenant):
     await transports.announce()
     transport = await transports.connect("w1")
     assert [delivery.claim.job_id for delivery in await receive(transport, 1)] == [job]
-    assert not await transport.receive(1, QUIET_SECONDS)
+    assert not await transport.receive(Priority.INTERACTIVE, 1, QUIET_SECONDS)
 
 
 async def test_a_retried_task_comes_again_when_it_is_due_and_not_before(domain, transports, tenant):
@@ -118,7 +148,7 @@ async def test_a_retried_task_comes_again_when_it_is_due_and_not_before(domain, 
     assert await domain.retry(delivery.claim, after_seconds=0.8) == "queued"
     retried = time.monotonic()
     await transport.settle(delivery)
-    assert not await transport.receive(1, QUIET_SECONDS)
+    assert not await transport.receive(Priority.INTERACTIVE, 1, QUIET_SECONDS)
     [again] = await receive(transport, 1)
     assert time.monotonic() - retried > 0.7
     assert (again.claim.task_id, again.claim.attempt, again.claim.spent) == (delivery.claim.task_id, 2, 2)
@@ -132,9 +162,9 @@ async def test_a_cancelled_jobs_tasks_are_not_delivered(domain, transports, tena
     async with domain.api.transaction(tenant) as transaction:
         assert await domain.jobs.cancel(transaction, marked)
     transport = await transports.connect("w1")
-    assert not await transport.receive(4, QUIET_SECONDS)
+    assert not await transport.receive(Priority.INTERACTIVE, 4, QUIET_SECONDS)
     await transports.reconcile()
-    assert not await transport.receive(4, QUIET_SECONDS)
+    assert not await transport.receive(Priority.INTERACTIVE, 4, QUIET_SECONDS)
     assert domain.task_states(marked) == ["cancelled", "cancelled"]
 
 
@@ -149,7 +179,7 @@ async def test_the_end_of_a_cancelled_delivery_changes_nothing(domain, transport
     await transport.give_back([delivery])
     assert (await domain.get(tenant, job)).state is JobState.CANCELLED
     assert domain.task_states(job) == ["cancelled"]
-    assert not await transport.receive(1, QUIET_SECONDS)
+    assert not await transport.receive(Priority.INTERACTIVE, 1, QUIET_SECONDS)
 
 
 async def test_a_dead_workers_task_comes_to_another_and_its_late_words_change_nothing(domain, transports, tenant):
@@ -238,7 +268,7 @@ async def test_a_task_that_kills_every_worker_fails_with_a_code_and_ends_its_job
         [delivery] = await receive(await transports.connect(f"w{attempt}"), 1)
         assert (delivery.claim.task_id, delivery.claim.spent) == (poison.claim.task_id, attempt)
         await transports.abandon(f"w{attempt}")
-    assert not await transport.receive(1, QUIET_SECONDS)
+    assert not await transport.receive(Priority.INTERACTIVE, 1, QUIET_SECONDS)
     failed = await domain.get(tenant, job)
     assert failed.state is JobState.FAILED
     assert (failed.progress.done, failed.progress.failed) == (1, 1)
@@ -308,7 +338,8 @@ class Crowd:
     async def work(self) -> None:
         name, transport = await self._start()
         while not self.over.is_set():
-            for delivery in await transport.receive(self.chance.randint(1, 4), 0.2):
+            priority = self.chance.choice(list(Priority))
+            for delivery in await transport.receive(priority, self.chance.randint(1, 4), 0.1):
                 match self.chance.choices(["succeed", "fail", "retry", "give back", "die"], [10, 2, 2, 2, 3])[0]:
                     case "succeed":
                         await self._succeed(delivery)
@@ -344,18 +375,20 @@ class Crowd:
         await self._domain.finish(delivery.claim.job_id)
 
 
-async def receive(transport: Transport, count: int) -> list[Delivery]:
+async def receive(transport: Transport, count: int, priority: Priority = Priority.INTERACTIVE) -> list[Delivery]:
     """So many deliveries, however many calls they take."""
     received: list[Delivery] = []
     async with asyncio.timeout(PATIENCE_SECONDS):
         while len(received) < count:
-            received += await transport.receive(count - len(received), 0.5)
+            received += await transport.receive(priority, count - len(received), 0.5)
     return received
 
 
-async def timed_receive(transport: Transport, *, wait_seconds: float) -> tuple[list[Delivery], float]:
+async def timed_receive(
+    transport: Transport, *, wait_seconds: float, priority: Priority = Priority.INTERACTIVE
+) -> tuple[list[Delivery], float]:
     began = time.monotonic()
-    received = await transport.receive(1, wait_seconds)
+    received = await transport.receive(priority, 1, wait_seconds)
     return list(received), time.monotonic() - began
 
 

@@ -19,6 +19,8 @@ STRICT = {
     "WHARF_MAX_PIXELS": "1000000",
     "WHARF_MAX_REQUEST_BYTES": "20000",
     "WHARF_MAX_JOB_INPUTS": "400",
+    "WHARF_MAX_POOL_BACKLOG": "350",
+    "WHARF_MAX_TENANT_BACKLOG": "300",
     "WHARF_MAX_WAIT_SECONDS": "30",
     "WHARF_DEFAULT_MODEL": "digits",
 }
@@ -49,7 +51,7 @@ def up(up_process: Up) -> Service:
 
 @pytest.fixture(scope="session")
 def strict(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strict]:
-    with _database(postgres) as database:
+    with new_database(postgres) as database:
         installation = Installation(tmp_path_factory.mktemp("strict"), lambda role: postgres.url(role, database))
         try:
             service = installation.migrate()
@@ -81,7 +83,7 @@ def untouched(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @contextmanager
-def _database(postgres: Postgres) -> Iterator[str]:
+def new_database(postgres: Postgres) -> Iterator[str]:
     name = f"wharf_{os.urandom(6).hex()}"
     with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")

@@ -80,12 +80,13 @@ class Part:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     log: Path
+    program: tuple[str, ...] = WHARF
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*WHARF, *self.arguments],
+                [*self.program, *self.arguments],
                 env=clean_environment(self.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -201,6 +202,11 @@ class Installation:
         more = {"WHARF_INSTANCE": name, "WHARF_HEALTH_PORT": str(free_port()), **ENVIRONMENT, **settings}
         return self._part(name, ("worker",), "wharf_worker", more)
 
+    def relay(self, name: str, amqp_url: str, **settings: str) -> Part:
+        """Not started yet."""
+        more = {"WHARF_INSTANCE": name, "WHARF_HEALTH_PORT": str(free_port()), "WHARF_AMQP_URL": amqp_url, **settings}
+        return self._part(name, ("relay",), "wharf_relay", more)
+
     def stop(self) -> None:
         for part in reversed(self._parts):
             part.stop()
@@ -223,6 +229,7 @@ class Strict:
 
 
 def start_worker(part: Part) -> None:
+    """A worker, or a relay, until it is ready."""
     part.start()
     part.until(lambda: answers(f"http://127.0.0.1:{part.environment['WHARF_HEALTH_PORT']}/readyz"))
 

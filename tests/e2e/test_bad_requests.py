@@ -114,6 +114,7 @@ def test_a_body_without_the_part_that_is_wanted(http: httpx.Client, page: bytes)
         *[("iou", value) for value in ("1.01", "nan", "[]")],
         *[("max_detections", value) for value in ("0", "1001", "2.5", "-3", LONG_NUMBER, "one")],
         *[("priority", value) for value in ("urgent", "", "\0")],
+        *[("expires_in", value) for value in ("0", "-1", "nan", "inf", "1e999", "soon", "", "2592001", LONG_NUMBER)],
         *[("metadata", value) for value in ("[1]", "x", "{", "", "null", '{"a": NaN}', '{"a": 1e999}')],
         *[("metadata", f'{{"a": "{value}"}}') for value in (NUL, HALF_A_PAIR)],
         *[("metadata", f'{{"{value}": 1}}') for value in (NUL, HALF_A_PAIR)],
@@ -167,6 +168,12 @@ GOOD_INPUT = '"inputs": [{"sha256": "' + "0" * 64 + '"}]'
         f'{{{GOOD_INPUT}, "params": {{"conf": -1}}}}',
         f'{{{GOOD_INPUT}, "params": {{"size": 1}}}}',
         f'{{{GOOD_INPUT}, "priority": "urgent"}}',
+        f'{{{GOOD_INPUT}, "expires_in": 0}}',
+        f'{{{GOOD_INPUT}, "expires_in": -5}}',
+        f'{{{GOOD_INPUT}, "expires_in": NaN}}',
+        f'{{{GOOD_INPUT}, "expires_in": 1e999}}',
+        f'{{{GOOD_INPUT}, "expires_in": 2592001}}',
+        f'{{{GOOD_INPUT}, "expires_in": "P1D"}}',
         f'{{{GOOD_INPUT}, "metadata": []}}',
         f'{{{GOOD_INPUT}, "metadata": {{"a": "{NUL}"}}}}',
         f'{{{GOOD_INPUT}, "metadata": {{"a": ["{NUL}"]}}}}',
@@ -282,6 +289,8 @@ def test_an_id_that_is_none_names_nothing(http: httpx.Client, wrong: str) -> Non
         ("GET", "/v1/jobs/{}/results"),
         ("POST", "/v1/jobs/{}/cancel"),
         ("GET", "/v1/models/{}"),
+        ("POST", "/v1/models/{}/retire"),
+        ("POST", "/v1/pools/{}/pause"),
         ("DELETE", "/v1/keys/{}"),
     ):
         assert code_of(http.request(method, address.format(wrong))) in ("not_found", "method_not_allowed")
@@ -325,6 +334,8 @@ READING = [
     ("GET", f"/v1/jobs/{ID}/results"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/digits"),
+    ("GET", "/v1/pools"),
+    ("GET", "/health/detailed"),
     ("GET", "/metrics"),
 ]
 WRITING = [
@@ -335,7 +346,11 @@ WRITING = [
     ("POST", "/v1/jobs"),
     ("POST", f"/v1/jobs/{ID}/cancel"),
 ]
-GOVERNING = [("POST", "/v1/keys"), ("GET", "/v1/keys"), ("DELETE", f"/v1/keys/{ID}")]
+OPERATING = [
+    ("POST", "/v1/models/digits/retire"),
+    *[("POST", f"/v1/pools/digits/{action}") for action in ("pause", "drain", "resume")],
+]
+GOVERNING = [("POST", "/v1/keys"), ("GET", "/v1/keys"), ("DELETE", f"/v1/keys/{ID}"), *OPERATING]
 ROUTES = READING + WRITING + GOVERNING
 
 
@@ -350,7 +365,7 @@ def test_the_routes_above_are_all_there_are(http: httpx.Client) -> None:
          .replace("{name}", "{}"))
         for address, methods in document["paths"].items() for method in methods
     }  # fmt: skip
-    assert documented - known == {("GET", "/livez"), ("GET", "/readyz")}
+    assert documented - known == {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/health")}
     assert known <= documented
 
 
@@ -362,6 +377,13 @@ def test_a_role_that_does_not_reach(up: Service, page: bytes, role: str, forbidd
             assert_problem(http.request(method, address, **body), 403, "forbidden")
         for method, address in set(ROUTES) - set(forbidden) - set(WRITING):
             assert http.request(method, address).status_code in (200, 404)
+
+
+def test_what_belongs_to_no_tenant_is_for_the_operators_admins(http: httpx.Client) -> None:
+    for method, address in OPERATING:
+        assert_problem(http.request(method, address), 403, "forbidden")
+    [pool] = http.get("/v1/pools").json()["items"]
+    assert (pool["state"], http.get("/v1/models/digits").json()["versions"][0]["state"]) == ("active", "active")
 
 
 def test_headers_that_come_twice_are_no_way_around_anything(up: Service, page: bytes) -> None:

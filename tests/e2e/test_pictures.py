@@ -205,7 +205,7 @@ def test_a_picture_whose_pixels_are_damaged_fails_alone(http: httpx.Client, page
     assert job["progress"] == {"done": 1, "failed": 1, "total": 2}
     good, bad = job["results"]
     boxes.assert_same(boxes.seen(good), boxes.digits())
-    assert (bad["state"], bad["error"]["code"], bad["detections"]) == ("failed", "undecodable_image", None)
+    assert (bad["state"], bad["error"]["code"], bad["detections"]) == ("unprocessable", "undecodable_image", None)
     assert bad["attempts"] == 1  # it can never work: nobody tries again
     assert [job["id"]] == [listed["id"] for listed in http.get("/v1/jobs?state=failed").json()["items"]]
 
@@ -222,4 +222,5 @@ def test_half_a_picture_is_never_looked_at_as_if_it_were_whole(http: httpx.Clien
             assert code_of(answer) == "damaged_image"
         else:
             assert (answer.status_code, answer.json()["state"]) == (200, "failed")
-            assert answer.json()["results"][0]["error"]["code"] == "undecodable_image"
+            [result] = answer.json()["results"]
+            assert (result["state"], result["error"]["code"]) == ("unprocessable", "undecodable_image")

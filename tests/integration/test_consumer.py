@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -12,7 +13,7 @@ from custody.notices import Notices, job_ended, tasks_queued
 from custody.reconcile import Reconciler
 from custody.tasks import Tasks
 from custody.transport.embedded import EmbeddedTransport
-from custody.wire import JobState, Timings
+from custody.wire import JobState, Priority, Timings
 from inference_worker.consumer import Consumer, backoff_seconds
 from inference_worker.metrics import WorkerMetrics
 from inference_worker.outcomes import Done, Failed, Outcome, Retry, Work
@@ -57,13 +58,26 @@ class Worker:
             drain_seconds=drain_seconds,
             metrics=self.metrics,
         )
+        self.consumer = consumer
         consuming = asyncio.create_task(consumer.run(self.stop))
         try:
             yield consuming
         finally:
             self.stop.set()
             async with asyncio.timeout(15):
-                await consuming
+                # Its loops were cancelled where it has died.
+                with suppress(asyncio.CancelledError):
+                    await consuming
+
+    async def die(self) -> None:
+        """Without a word: nothing is finished, and nothing given back."""
+        self.consumer._stopping = True
+        names = ("task-", "receive-", "keep-leases")
+        tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith(names)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.consumer._held.clear()
 
     def counted(self, outcome: str) -> float:
         return (
@@ -198,7 +212,9 @@ async def test_the_end_of_a_task_that_another_has_taken_over_is_void(domain, acm
         async with domain.worker.transaction() as transaction:
             await domain.tasks.requeue_expired(transaction)
             # In one transaction, so that the consumer under test does not take it again.
-            [claim] = await domain.tasks.claim_next(transaction, pool=POOL, worker="other", limit=1)
+            [claim] = await domain.tasks.claim_next(
+                transaction, pool=POOL, priority=Priority.INTERACTIVE, worker="other", limit=1
+            )
         assert await domain.end(claim)
         go_on.set()
         await until(lambda: worker.counted("void"))
@@ -349,7 +365,7 @@ async def test_a_worker_that_is_asked_to_stop_finishes_what_has_begun_and_gives_
         await until(lambda: len(claimed_by(domain, "w1")) == 4 and len(seen) == 2)
         worker.stop.set()
         # Others can have them while this one is still at work.
-        with notices.subscribe(tasks_queued(POOL)) as subscription:
+        with notices.subscribe(tasks_queued(POOL, Priority.INTERACTIVE)) as subscription:
             await until(lambda: len(claimed_by(domain, "w1")) == 2)
             await subscription.wait(2)
         assert not consuming.done()
@@ -370,7 +386,7 @@ async def test_a_worker_that_is_asked_to_stop_takes_nothing_more(domain, acme, w
         await asyncio.sleep(0.2)
         worker.stop.set()
         job = await domain.submit(acme)
-        worker._notices.tell(tasks_queued(POOL))
+        worker._notices.tell(tasks_queued(POOL, Priority.INTERACTIVE))
         async with asyncio.timeout(3):
             await consuming
     assert domain.task_states(job) == ["queued"]
@@ -416,6 +432,124 @@ async def test_a_worker_that_can_give_nothing_back_finishes_what_has_begun_all_t
         go_on.set()
         await consuming
     assert sorted(domain.task_states(job)) == ["running", "succeeded"]
+
+
+async def test_an_interactive_picture_waits_for_what_runs_and_for_nothing_else(domain, acme, worker):
+    batch = await domain.submit(acme, inputs=40, priority=Priority.BATCH)
+    order: list[UUID] = []
+    running = 0
+
+    async def look(work: Work) -> Outcome:
+        nonlocal running
+        running += 1
+        order.append(work.task)
+        await asyncio.sleep(0.05)
+        running -= 1
+        return DONE
+
+    async with worker.running(look, slots=2, prefetch=3):
+        await until(lambda: len(claimed_by(domain, "w1")) == 8)
+        for _ in range(3):
+            interactive = await domain.submit(acme)
+            worker._notices.tell(tasks_queued(POOL, Priority.INTERACTIVE))
+            [row] = await domain.ask("SELECT id FROM wharf.tasks WHERE job_id = %s", [interactive])
+            await until(lambda task=row["id"]: task in claimed_by(domain, "w1"))
+            claimed = len(order)
+            assert (await until_ended(domain, acme, interactive)).state is JobState.SUCCEEDED
+            # It began as soon as one of the two slots was free.
+            assert order.index(row["id"]) <= claimed + 1
+        await domain.cancel(acme, batch)
+
+
+async def test_a_worker_full_of_batch_pictures_still_takes_interactive_ones_and_no_more_batch_ones(
+    domain, acme, worker
+):
+    await domain.submit(acme, inputs=10, priority=Priority.BATCH)
+    go_on = asyncio.Event()
+
+    async def look(work: Work) -> Outcome:
+        await go_on.wait()
+        return DONE
+
+    async with worker.running(look, slots=1, prefetch=1):
+        await until(lambda: len(claimed_by(domain, "w1")) == 2)
+        await domain.submit(acme, inputs=10)
+        worker._notices.tell(tasks_queued(POOL, Priority.INTERACTIVE))
+        await until(lambda: len(claimed_by(domain, "w1")) == 4)
+        await asyncio.sleep(0.3)
+        held = await domain.ask("SELECT class, count(*) FROM wharf.tasks WHERE state = 'running' GROUP BY class")
+        assert {row["class"]: row["count"] for row in held} == {"interactive": 2, "batch": 2}
+        go_on.set()
+
+
+async def test_what_a_worker_died_of_perhaps_runs_alone_and_what_else_was_held_goes_back(domain, acme, worker):
+    jobs = [await domain.submit(acme) for _ in range(6)]
+    suspects = {claim.task_id for claim in await domain.claim(2, worker="dead")}
+    await domain.expire_leases("dead")
+    async with domain.worker.transaction() as transaction:
+        await domain.tasks.requeue_expired(transaction)
+    running: set[UUID] = set()
+    with_suspects: list[tuple[set[UUID], list[UUID]]] = []
+
+    async def look(work: Work) -> Outcome:
+        running.add(work.task)
+        if work.task in suspects:
+            await asyncio.sleep(0.1)
+            with_suspects.append((set(running), claimed_by(domain, "w1")))
+        await asyncio.sleep(0.02)
+        running.discard(work.task)
+        return DONE
+
+    async with worker.running(look, slots=2, prefetch=2):
+        ended = [await until_ended(domain, acme, job) for job in jobs]
+    assert {job.state for job in ended} == {JobState.SUCCEEDED}
+    assert {frozenset(together) for together, _ in with_suspects} == {frozenset({task}) for task in suspects}
+    # Nothing else would have been lost with it.
+    assert all(held == list(together) for together, held in with_suspects)
+    # Only the death itself has cost an attempt.
+    assert sorted(job.results[0].attempts for job in ended) == [1, 1, 1, 1, 2, 2]
+
+
+async def test_a_picture_that_takes_its_worker_along_fails_and_costs_its_neighbours_one_attempt_at_most(
+    domain, acme, worker
+):
+    """The worker dies of one picture, again and again, with others in its hands each time."""
+    jobs = [await domain.submit(acme) for _ in range(6)]
+    [row] = domain.rows("SELECT id FROM wharf.tasks WHERE job_id = %s", [jobs[2]])
+    poison = row["id"]
+    deaths = 0
+    dying = asyncio.Event()
+
+    async def look(work: Work) -> Outcome:
+        if work.task == poison:
+            dying.set()
+            await asyncio.sleep(3600)
+        await asyncio.sleep(0.01)
+        return DONE
+
+    while not (await domain.get(acme, jobs[2])).state.ended:
+        dying.clear()
+        victim = Worker(domain, worker._notices)
+        async with victim.running(look, slots=2, prefetch=1), asyncio.timeout(10):
+            await dying.wait()
+            await victim.die()
+        deaths += 1
+        await domain.expire_leases()
+        async with domain.worker.transaction() as transaction:
+            ended = await domain.tasks.requeue_expired(transaction)
+        for one in ended:
+            await domain.finish(one.job_id)
+    assert deaths == 3
+
+    async def well(work: Work) -> Outcome:
+        return DONE
+
+    async with worker.running(well):
+        ended = [await until_ended(domain, acme, job) for job in jobs]
+    states = [job.state for job in ended]
+    assert states == [JobState.SUCCEEDED] * 2 + [JobState.FAILED] + [JobState.SUCCEEDED] * 3
+    assert ended[2].results[0].error.code == "worker_lost"
+    assert max(job.results[0].attempts for job in ended if job.state is JobState.SUCCEEDED) <= 2
 
 
 def test_pauses_between_tries_double_up_to_a_minute():

@@ -72,6 +72,72 @@ async def test_one_failed_input_fails_the_job_and_the_other_results_stay_readabl
         assert result.detections == (None if failed else DETECTIONS)
 
 
+async def test_an_input_that_can_never_work_is_told_apart_from_one_that_ran_and_failed(domain, acme):
+    job = await domain.submit(acme, inputs=3)
+    first, second, third = await domain.claim(3)
+    async with domain.worker.transaction() as transaction:
+        assert await domain.tasks.refuse(transaction, first, code="undecodable_image", detail="It is no picture.")
+        assert await domain.tasks.fail(transaction, second, code="inference_failed", detail="The engine refused it.")
+    running = await domain.get(acme, job)
+    assert (running.state, running.progress.done, running.progress.failed) == (JobState.RUNNING, 0, 2)
+    assert await domain.end(third)
+    ended = await domain.get(acme, job)
+    assert (ended.state, ended.progress.done, ended.progress.failed) == (JobState.FAILED, 1, 2)
+    assert sorted((result.state, result.error and result.error.code) for result in ended.results) == [
+        ("failed", "inference_failed"),
+        ("succeeded", None),
+        ("unprocessable", "undecodable_image"),
+    ]
+
+
+async def test_a_jobs_deadline_is_so_many_seconds_from_its_submission(domain, acme):
+    job = await domain.get(acme, await domain.submit(acme, expires_in=90.5))
+    assert (job.expires_at - job.created_at).total_seconds() == 90.5
+    assert (await domain.get(acme, await domain.submit(acme))).expires_at is None
+
+
+async def test_what_is_overdue_expires_and_keeps_what_was_done_in_time(domain, acme, globex):
+    overdue = await domain.submit(acme, inputs=3, expires_in=60)
+    [claim] = await domain.claim()
+    await domain.end(claim)
+    others = [await domain.submit(acme, expires_in=3600), await domain.submit(globex)]
+    finished = await domain.submit(globex, pool="birds", expires_in=60)
+    [last] = await domain.claim(pool="birds")
+    await domain.succeed(last)  # its finish is on its way
+    domain.rows("UPDATE wharf.jobs SET expires_at = now() WHERE id = ANY (%s)", [[overdue, finished]])
+    async with domain.worker.transaction() as transaction:
+        assert await domain.jobs.overdue(transaction) == [overdue]
+        assert await domain.jobs.expire(transaction, overdue)
+        assert not await domain.jobs.expire(transaction, overdue)
+        assert await domain.jobs.overdue(transaction) == []
+        assert await domain.jobs.unfrozen(transaction) == [overdue]
+    await domain.follow_cancel(acme, overdue)
+    expired = await domain.get(acme, overdue)
+    assert (expired.state, expired.progress.done, expired.progress.failed) == (JobState.EXPIRED, 1, 0)
+    assert expired.finished_at is not None
+    assert domain.task_states(overdue) == ["succeeded", "cancelled", "cancelled"]
+    assert not await domain.cancel(acme, overdue)
+    assert await domain.finish(finished)
+    assert [(await domain.get(tenant, job)).state for tenant, job in zip((acme, globex), others, strict=True)] == [
+        JobState.QUEUED
+    ] * 2
+
+
+async def test_an_open_job_tells_how_many_workers_live_for_its_model(domain, acme):
+    served, unserved = await domain.submit(acme), await domain.submit(acme, pool="birds")
+    for worker in ("w1", "w2", "silent"):
+        domain.add_worker(worker)
+    domain.rows("UPDATE wharf.workers SET seen_at = now() - interval '31 seconds' WHERE name = 'silent'")
+    assert (await domain.get(acme, served)).ready_workers == 2
+    assert (await domain.get(acme, unserved)).ready_workers == 0
+    async with domain.api.transaction(acme) as transaction:
+        listed = await domain.jobs.page(transaction, before=None, limit=10)
+    assert {job.id: job.ready_workers for job in listed} == {served: 2, unserved: 0}
+    [claim] = await domain.claim()
+    await domain.end(claim)
+    assert (await domain.get(acme, served)).ready_workers is None
+
+
 async def test_an_ended_job_is_written_no_more(domain, acme):
     job = await domain.submit(acme)
     [claim] = await domain.claim()
@@ -199,6 +265,15 @@ async def test_cancel_and_the_last_end_at_once_leave_one_of_the_two_and_true_cou
         assert stored["count"] == row["done"]
         outcomes.add((row["state"], row["done"]))
     assert len(outcomes) > 1
+
+
+async def test_the_inputs_of_a_job_that_was_ended_early_are_cancelled_before_their_tasks_follow(domain, acme):
+    job = await domain.submit(acme, inputs=3)
+    await domain.claim()
+    async with domain.api.transaction(acme) as transaction:
+        assert await domain.jobs.cancel(transaction, job)
+    assert [result.state for result in (await domain.get(acme, job)).results] == ["cancelled"] * 3
+    assert sorted(domain.task_states(job)) == ["queued", "queued", "running"]
 
 
 async def test_many_who_cancel_one_job_at_once_end_it_once(domain, acme):

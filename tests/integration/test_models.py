@@ -9,7 +9,7 @@ import pytest
 from custody import models
 from custody.errors import CustodyError, StartError
 from custody.models import ModelFiles, Registration
-from custody.wire import ModelReference
+from custody.wire import JobState, ModelReference
 
 
 def registration(content: bytes, name: str = "digits") -> Registration:
@@ -48,6 +48,68 @@ async def test_the_newest_active_version_is_the_one_to_serve(domain):
     async with domain.worker.transaction() as transaction:
         assert await models.newest_path(transaction, "digits") == registration(b"two").files
         assert await models.newest_path(transaction, "birds") is None
+
+
+async def test_the_operator_retires_a_version_or_all_of_them(domain, acme):
+    operator = domain.add_tenant("operator")
+    domain.rows("UPDATE wharf.tenants SET operator = true WHERE id = %s", [operator])
+    for content in (b"one", b"two"):
+        await register(domain, content)
+    await register(domain, b"one", "birds")
+
+    async def retire(tenant, name: str, version: int | None = None) -> None:
+        async with domain.api.transaction(tenant) as transaction:
+            await models.retire(transaction, name, version)
+
+    async def active() -> set[tuple[str, int]]:
+        async with domain.api.transaction(acme) as transaction:
+            known = await models.list_models(transaction)
+        return {(model.name, one.version) for model in known for one in model.versions if one.state == "active"}
+
+    everything = {("digits", 1), ("digits", 2), ("birds", 1)}
+    for tenant, name, version, code in (
+        (acme, "digits", None, "forbidden"),
+        (operator, "digits", 3, "not_found"),
+        (operator, "fish", None, "not_found"),
+    ):
+        with pytest.raises(CustodyError) as refused:
+            await retire(tenant, name, version)
+        assert refused.value.code == code
+    assert await active() == everything
+    for _ in range(2):
+        await retire(operator, "digits", 2)
+        assert await active() == {("digits", 1), ("birds", 1)}
+    await retire(operator, "digits")
+    assert await active() == {("birds", 1)}
+
+
+async def test_a_retired_version_is_not_served_again_and_other_bytes_are_the_next(domain):
+    await register(domain, b"one")
+    domain.rows("UPDATE wharf.models SET state = 'retired'")
+    with pytest.raises(StartError, match="Version 1 of digits is retired, and nothing waits"):
+        await register(domain, b"one")
+    assert (await register(domain, b"two")).version == 2
+    with pytest.raises(StartError, match="Version 1 of digits is retired, and others are active"):
+        await register(domain, b"one")
+    assert domain.rows("SELECT version, state FROM wharf.models ORDER BY version") == [
+        {"version": 1, "state": "retired"},
+        {"version": 2, "state": "active"},
+    ]
+
+
+async def test_what_waits_for_a_retired_model_is_worked_off_by_a_worker_that_starts(domain, acme):
+    await register(domain, b"one")
+    job = await domain.submit(acme)
+    domain.rows("UPDATE wharf.models SET state = 'retired'")
+    async with domain.worker.transaction() as transaction:
+        assert await models.newest_path(transaction, "digits") == registration(b"one").files
+    assert (await register(domain, b"one")).version == 1
+    [claim] = await domain.claim()
+    with pytest.raises(StartError, match="nothing waits"):
+        await register(domain, b"one")
+    assert await domain.end(claim)
+    assert (await domain.get(acme, job)).state is JobState.SUCCEEDED
+    assert domain.rows("SELECT state FROM wharf.models") == [{"state": "retired"}]
 
 
 async def test_a_request_that_names_no_model_gets_the_only_one(domain, acme):
@@ -137,6 +199,51 @@ def test_an_openvino_model_brings_its_weights_and_metadata_along(tmp_path):
     assert (tmp_path / "volume" / second.path).with_name("metadata.yaml").read_bytes() == b"task: detect"
 
 
+def test_a_model_that_is_a_folder_is_copied_whole_and_known_by_all_its_files(tmp_path):
+    source = tmp_path / "Birds_ncnn_model"
+    (source / "more").mkdir(parents=True)
+    (source / "model.param").write_bytes(b"layers")
+    (source / "more" / "model.bin").write_bytes(b"weights")
+    first = models.install(source, tmp_path / "volume")
+    assert first.path == f"models/birds/{first.digest.hex()[:16]}/Birds_ncnn_model"
+    assert (tmp_path / "volume" / first.path / "more" / "model.bin").read_bytes() == b"weights"
+    (source / "more" / "model.bin").write_bytes(b"other weights")
+    assert models.install(source, tmp_path / "volume").digest != first.digest
+
+
+def test_what_goes_beside_a_model_does_not_count_in_its_digest(tmp_path):
+    (tmp_path / "digits.onnx").write_bytes(b"a model")
+    (tmp_path / "digits_openvino_model").mkdir()
+    (tmp_path / "digits_openvino_model" / "digits.xml").write_bytes(b"<net/>")
+    beside = [tmp_path / "digits_openvino_model"]
+    files = models.install(tmp_path / "digits.onnx", tmp_path / "volume", name="mine", beside=beside)
+    assert (files.name, files.digest) == ("mine", sha256(b"a model").digest())
+    folder = (tmp_path / "volume" / files.path).parent
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == {
+        "digits.onnx",
+        "digits_openvino_model/digits.xml",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("/models/Digits v2.onnx", "digits-v2"),
+        ("best.pt", "best"),
+        ("runs/best_openvino_model/", "best"),
+        (f"{'x' * 80}.onnx", "x" * 63),
+        ("___.onnx", "model"),
+        ("digits", "digits"),
+        ("my_model", "my_model"),
+        ("yolo11n.v2", "yolo11n.v2"),
+    ],
+)
+def test_a_model_file_gives_a_name_and_a_name_is_its_own(model, name):
+    assert models.name_of(model) == name
+    assert models.is_file(model) == (model != name)
+    assert models.checked_name(name) == name
+
+
 def test_workers_that_install_at_once_leave_one_whole_model(tmp_path):
     source = tmp_path / "digits.onnx"
     source.write_bytes(bytes(3_000_000))
@@ -149,9 +256,9 @@ def test_workers_that_install_at_once_leave_one_whole_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("missing.onnx", "no model file"), ("digits.pt", "no known model format")]
+    ("name", "message"), [("missing.onnx", "no model file"), ("digits.txt", "no known model format")]
 )
 def test_what_is_no_model_is_refused(tmp_path, name, message):
-    (tmp_path / "digits.pt").write_bytes(b"a pickle")
+    (tmp_path / "digits.txt").write_bytes(b"a text")
     with pytest.raises(StartError, match=message):
         models.install(tmp_path / name, tmp_path / "volume")

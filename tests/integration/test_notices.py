@@ -8,6 +8,7 @@ import pytest
 
 from custody.ids import new_id
 from custody.notices import CHANNEL, Notices, job_ended, tasks_queued
+from custody.wire import Priority
 
 PROMPT_SECONDS = 2.0
 """Well before a waiter would have looked again by itself."""
@@ -60,11 +61,11 @@ async def test_a_wait_ends_when_its_time_is_over(listening):
 async def test_ten_thousand_notices_of_one_topic_travel_together(domain, listening):
     async with heard(domain) as payloads:
         for _ in range(10_000):
-            listening.tell(tasks_queued("digits"))
+            listening.tell(tasks_queued("digits", Priority.BATCH))
         listening.tell("last")
         await until_heard(payloads, "last")
     assert len(payloads) <= 3
-    assert {topic for payload in payloads for topic in payload.split("\n")} == {"pool:digits", "last"}
+    assert {topic for payload in payloads for topic in payload.split("\n")} == {"pool:digits:batch", "last"}
 
 
 async def test_ten_thousand_topics_travel_in_few_notices_and_none_is_lost(domain, listening):

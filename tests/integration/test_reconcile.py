@@ -9,7 +9,7 @@ import pytest
 
 from custody.notices import Notices, job_ended, tasks_queued
 from custody.reconcile import Reconciler
-from custody.wire import JobState
+from custody.wire import JobState, Priority
 from tests.support.domain import POOL
 
 pytestmark = pytest.mark.postgres
@@ -29,7 +29,7 @@ async def test_a_silent_workers_task_is_queued_again_and_its_pool_is_told(domain
     await reconciler.run_once()
     assert domain.task_states(job) == ["running"]
     await domain.expire_leases()
-    async with told(notices, tasks_queued(POOL)):
+    async with told(notices, tasks_queued(POOL, Priority.INTERACTIVE)):
         await reconciler.run_once()
     assert domain.task_states(job) == ["queued"]
     [claim] = await domain.claim()

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -11,6 +12,7 @@ from psycopg.rows import dict_row
 
 from custody.jobs import Jobs
 from custody.tasks import Tasks
+from custody.wire import Priority
 from tests.support.domain import DETECTIONS, MODEL, POOL, TIMINGS
 
 pytestmark = pytest.mark.postgres
@@ -33,7 +35,9 @@ async def test_many_who_claim_at_once_share_the_tasks_and_none_is_claimed_twice(
 async def test_a_claim_passes_by_rows_that_others_have_locked(domain, acme):
     await domain.submit(acme, inputs=4)
     async with domain.worker.transaction() as transaction:
-        first = await domain.tasks.claim_next(transaction, pool=POOL, worker="slow", limit=2)
+        first = await domain.tasks.claim_next(
+            transaction, pool=POOL, priority=Priority.INTERACTIVE, worker="slow", limit=2
+        )
         async with asyncio.timeout(5):
             second = await domain.claim(4)
     assert len(first) == len(second) == 2
@@ -215,6 +219,11 @@ class Recorded:
         return await self._transaction.execute(statement, values)
 
 
+INTERACTIVE = {"pool": POOL, "priority": Priority.INTERACTIVE}
+BATCH = {"pool": POOL, "priority": Priority.BATCH}
+BIRDS = {"pool": "birds", "priority": Priority.BATCH}
+
+
 @pytest.fixture(scope="module")
 def seasoned(shared_installation):
     statements = """
@@ -235,6 +244,16 @@ def seasoned(shared_installation):
                 CASE WHEN j.state <> 'open' OR i < 60 THEN 'w' || i END,
                 CASE WHEN j.state = 'open' AND i < 60 THEN now() + interval '30 s' END
             FROM wharf.jobs j, generate_series(0, j.total - 1) i;
+        INSERT INTO wharf.tenants (id, name) SELECT gen_random_uuid(), 'small-' || i FROM generate_series(1, 20) i;
+        INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, total)
+            SELECT gen_random_uuid(), id, 'digits', '{}', 'batch', 10 FROM wharf.tenants WHERE name <> 'acme';
+        INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input, sha256, size, media_type,
+                width, height, orientation)
+            SELECT gen_random_uuid(), j.tenant_id, j.id, 'digits', 'batch',
+                i, sha256('a picture'), 1, 'image/png', 1, 1, 1
+            FROM wharf.jobs j, generate_series(0, 9) i WHERE j.total = 10 AND j.state = 'open';
+        UPDATE wharf.tasks SET released_at = now() WHERE state = 'queued' AND input < 150 AND pool = 'digits'
+            AND job_id = (SELECT id FROM wharf.jobs WHERE total = 20000);
         ANALYZE;
     """
     with psycopg.connect(shared_installation.url(), autocommit=True) as connection:
@@ -243,31 +262,51 @@ def seasoned(shared_installation):
     return shared_installation
 
 
+RELEASE = {"window": 1000, "limit": 100, "busy": [UUID(int=0)]}
+
+
 @pytest.mark.parametrize(
-    ("call", "indexes"),
+    ("role", "call", "indexes", "most_rows"),
     [
-        (lambda tx: Tasks().claim_next(tx, pool=POOL, worker="w", limit=4), {"tasks_queue"}),
-        (lambda tx: Tasks().claim_next(tx, pool="birds", worker="w", limit=1), {"tasks_queue"}),
-        (lambda tx: Tasks().requeue_expired(tx), {"tasks_leases"}),
-        (lambda tx: Tasks().give_back_former(tx, "w1"), set()),
-        (lambda tx: Jobs().unfinished(tx), {"jobs_open", "tasks_open"}),
-        (lambda tx: Jobs().unfrozen(tx), {"jobs_not_frozen"}),
+        ("worker", lambda tx: Tasks().claim_next(tx, **INTERACTIVE, worker="w", limit=4), {"tasks_ready"}, 200),
+        ("worker", lambda tx: Tasks().claim_next(tx, **BATCH, worker="w", limit=4), {"tasks_ready"}, 400),
+        ("worker", lambda tx: Tasks().claim_next(tx, **BIRDS, worker="w", limit=1), {"tasks_ready"}, 400),
+        ("relay", lambda tx: Tasks().releasable(tx, **BATCH, **RELEASE), {"tasks_ready", "tasks_released"}, 2000),
+        ("relay", lambda tx: Tasks().unrelease_pool(tx, POOL), {"tasks_released"}, 200),
+        ("relay", lambda tx: Tasks().overlooked(tx, POOL, Priority.BATCH, 60), {"tasks_released"}, 200),
+        ("relay", lambda tx: Tasks().requeue_expired(tx), {"tasks_leases"}, 200),
+        ("worker", lambda tx: Tasks().give_back_former(tx, "w1"), set(), 200),
+        ("relay", lambda tx: Jobs().unfinished(tx), {"jobs_open", "tasks_open"}, 200),
+        ("relay", lambda tx: Jobs().unfrozen(tx), {"jobs_not_frozen"}, 200),
+        ("relay", lambda tx: Jobs().overdue(tx), {"jobs_deadlines"}, 200),
     ],
-    ids=["claim", "claim of a smaller pool", "expired leases", "former self", "unfinished jobs", "cancelled jobs"],
-)
-async def test_what_runs_all_the_time_reads_an_index_and_no_table(seasoned, call, indexes):
-    url = seasoned.url("wharf_worker")
+    ids=[
+        "claim where none is", "claim", "claim of a smaller pool", "release", "queue gone", "overlooked",
+        "expired leases", "former self", "unfinished jobs", "cancelled jobs", "overdue jobs",
+    ],
+)  # fmt: skip
+async def test_what_runs_all_the_time_reads_an_index_and_few_rows(seasoned, role, call, indexes, most_rows):
+    url = seasoned.url(f"wharf_{role}")
     async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row) as transaction:
         recorded = Recorded(transaction)
         await call(recorded)
         [(statement, values)] = recorded.sent
-        [row] = await (await transaction.execute(f"EXPLAIN (FORMAT JSON) {statement}", values)).fetchall()
+        await transaction.rollback()
+        explained = await transaction.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values)
+        [row] = await explained.fetchall()
         await transaction.rollback()
     nodes = list(walk(row["QUERY PLAN"][0]["Plan"]))
-    assert {node.get("Index Name") for node in nodes} >= indexes, json.dumps(row["QUERY PLAN"], indent=1)
-    assert [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"] == []
-    # A claim that sorted would read all that is queued, for each picture.
-    assert "tasks_queue" not in indexes or "Sort" not in {node["Node Type"] for node in nodes}
+    said = json.dumps(row["QUERY PLAN"], indent=1)
+    assert {node.get("Index Name") for node in nodes} >= indexes, said
+    # The pools that somebody paused, and the workers, are a handful.
+    tables = [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"]
+    assert set(tables) <= {"pools", "workers"}, said
+    read = sum(_rows_read(node) for node in nodes if node.get("Relation Name") == "tasks")
+    assert read <= most_rows, said
+
+
+def _rows_read(node: dict) -> float:
+    return (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
 
 
 def walk(node: dict) -> Iterator[dict]:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.postgres
 
 PROCESS_ROLES = ["wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup"]
 WALLED = ["api_keys", "files", "idempotency_keys", "jobs", "results", "tasks", "tenants"]
-SHARED = ["blobs", "installation", "migrations", "models", "workers"]
+SHARED = ["blobs", "installation", "migrations", "models", "pools", "relays", "workers"]
 """Tables that hold nothing of a tenant."""
 
 CHANGES = {
@@ -219,6 +219,12 @@ async def test_the_tenant_of_a_transaction_ends_with_it(domain, acme):
         "SET ROLE wharf_owner",
         "SET ROLE wharf_worker",
         "SELECT wharf.open_tenant('initech', gen_random_uuid())",
+        "SELECT wharf.set_pool_state('digits', 'paused')",
+        "SELECT wharf.retire_model('digits', NULL)",
+        "SELECT wharf.require_operator()",
+        "INSERT INTO wharf.pools (name, state) VALUES ('digits', 'paused')",
+        "UPDATE wharf.models SET state = 'retired'",
+        "INSERT INTO wharf.relays (name) VALUES ('mine')",
     ],
 )
 def test_the_api_may_not(furnished, statement):
@@ -244,6 +250,10 @@ def test_the_api_may_not(furnished, statement):
         "SELECT wharf.take_blob(sha256('x'), 1)",
         "SELECT wharf.blob_present(sha256('x'))",
         "SELECT wharf.hold_blobs(ARRAY[sha256('x')])",
+        "SELECT wharf.set_pool_state('digits', 'paused')",
+        "SELECT wharf.retire_model('digits', NULL)",
+        "SELECT wharf.pool_backlog('digits', 1)",
+        "UPDATE wharf.models SET state = 'active'",
         "SET ROLE wharf_owner",
     ],
 )

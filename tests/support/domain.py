@@ -44,13 +44,38 @@ class Domain:
             found = connection.execute(statement, values)
             return found.fetchall() if found.description else []
 
+    async def ask(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """`rows`, with the event loop running meanwhile."""
+        return await asyncio.to_thread(self.rows, statement, values)
+
     async def change(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> None:
-        await asyncio.to_thread(self.rows, statement, values)
+        await self.ask(statement, values)
+
+    def add_model(self, name: str) -> None:
+        self.rows(
+            """
+            INSERT INTO wharf.models (name, version, digest, path, task, classes, input_width, input_height)
+            VALUES (%s, 1, sha256('a model'), 'models/none', 'detect', '[]', 1, 1)
+            """,
+            [name],
+        )
 
     def add_tenant(self, name: str) -> UUID:
         tenant = new_id()
         self.rows("INSERT INTO wharf.tenants (id, name) VALUES (%s, %s)", [tenant, name])
         return tenant
+
+    def add_worker(self, name: str, pool: str = POOL) -> None:
+        """A living worker, and the model that it serves."""
+        self.rows(
+            "INSERT INTO wharf.models (name, version, digest, path, task, classes, input_width, input_height)"
+            " VALUES (%s, 1, sha256('model'), 'models/x', 'detect', '[]', 1, 1) ON CONFLICT DO NOTHING",
+            [pool],
+        )
+        self.rows(
+            "INSERT INTO wharf.workers (name, pool, model_version, engine, slots) VALUES (%s, %s, 1, 'openvino', 2)",
+            [name, pool],
+        )
 
     async def keep(self, tenant: UUID, content: bytes, filename: str | None = None) -> Kept:
         async with self.volume.stage(1 << 30) as staging:
@@ -60,14 +85,27 @@ class Domain:
                 return await self.files.keep(transaction, tenant, [upload])
 
     async def submit(
-        self, tenant: UUID, inputs: int = 1, *, pool: str = POOL, priority: Priority = Priority.INTERACTIVE
+        self,
+        tenant: UUID,
+        inputs: int = 1,
+        *,
+        pool: str = POOL,
+        priority: Priority = Priority.INTERACTIVE,
+        expires_in: float | None = None,
     ) -> UUID:
         """A job on a new file, `inputs` times."""
         kept = await self.keep(tenant, random.randbytes(16))
-        return await self.submit_on(tenant, [kept.files[0].id] * inputs, pool=pool, priority=priority)
+        files = [kept.files[0].id] * inputs
+        return await self.submit_on(tenant, files, pool=pool, priority=priority, expires_in=expires_in)
 
     async def submit_on(
-        self, tenant: UUID, files: Sequence[UUID], *, pool: str = POOL, priority: Priority = Priority.INTERACTIVE
+        self,
+        tenant: UUID,
+        files: Sequence[UUID],
+        *,
+        pool: str = POOL,
+        priority: Priority = Priority.INTERACTIVE,
+        expires_in: float | None = None,
     ) -> UUID:
         async with self.api.transaction(tenant) as transaction:
             return await self.jobs.submit(
@@ -78,11 +116,14 @@ class Domain:
                 parameters=Parameters(),
                 priority=priority,
                 metadata={},
+                expires_in=expires_in,
             )
 
-    async def claim(self, limit: int = 1, *, pool: str = POOL, worker: str = "w1") -> list[Claim]:
+    async def claim(
+        self, limit: int = 1, *, pool: str = POOL, priority: Priority = Priority.INTERACTIVE, worker: str = "w1"
+    ) -> list[Claim]:
         async with self.worker.transaction() as transaction:
-            return await self.tasks.claim_next(transaction, pool=pool, worker=worker, limit=limit)
+            return await self.tasks.claim_next(transaction, pool=pool, priority=priority, worker=worker, limit=limit)
 
     async def succeed(self, claim: Claim) -> bool:
         async with self.worker.transaction() as transaction:

@@ -1,10 +1,12 @@
-"""An engine that misbehaves on command, for tests of what a slot and a worker outlive.
+"""Engines that misbehave on command, for tests of what a slot and a worker outlive.
 
-Named by its import spec: `tests.support.engines:HazardEngine`. A slot imports it from PYTHONPATH, which has to name the
-repository's root: `ENVIRONMENT` does.
+Named by their import spec, such as `tests.support.engines:HazardEngine`. A slot imports it from PYTHONPATH, which has to
+name the repository's root: `ENVIRONMENT` does.
 """
 
 import os
+import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,12 +19,16 @@ from inference_worker.engines import ModelDescription
 from inference_worker.engines.openvino import OpenVINOEngine
 
 HAZARD_ENGINE = "tests.support.engines:HazardEngine"
+QUICK_ENGINE = "tests.support.engines:QuickEngine"
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 CRASHING = (255, 0, 0)
 HANGING = (0, 0, 255)
 RAISING = (0, 255, 0)
 NOISY = (255, 255, 0)
+MURDEROUS = (255, 0, 255)
+GREEDY = (0, 255, 255)
+STARVED = (255, 128, 0)
 """Colours of whole pictures; JPEG's rounding does no harm."""
 
 
@@ -41,18 +47,61 @@ class HazardEngine:
         self._engine.warm_up()
 
     def infer(self, picture: Picture, parameters: Parameters) -> list[Detection]:
-        if _is(picture, CRASHING):
-            os.abort()
-        if _is(picture, HANGING):
-            while True:
-                time.sleep(3600)
-        if _is(picture, RAISING):
-            raise RuntimeError("this picture is all green")
+        _obey(picture)
         if _is(picture, NOISY):
             os.write(1, b"native noise on descriptor 1\n")
             sys.stdout.write("noise on sys.stdout\n")
             sys.stdout.flush()
         return self._engine.infer(picture, parameters)
+
+
+class QuickEngine:
+    """Loads no model and finds nothing: in as many milliseconds as the picture is grey, 0 to 255. It is as vulnerable
+    to red, blue and green as the `HazardEngine`; all magenta kills the worker, all cyan asks for more memory than there
+    is, and all orange ends the process as the kernel does that has no memory left."""
+
+    description = ModelDescription("detect", ("nothing",), 32, 32)
+
+    def __init__(self, model_path: Path, threads: int, precision: str) -> None:
+        pass
+
+    def warm_up(self) -> None:
+        pass
+
+    def infer(self, picture: Picture, parameters: Parameters) -> list[Detection]:
+        _obey(picture)
+        if _is(picture, MURDEROUS):
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(3600)
+        if _is(picture, GREEDY):
+            _ask_for_all_memory()
+        if _is(picture, STARVED):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(float(picture.pixels.mean()) / 1000)
+        return []
+
+
+def _obey(picture: Picture) -> None:
+    if _is(picture, CRASHING):
+        os.abort()
+    if _is(picture, HANGING):
+        while True:
+            time.sleep(3600)
+    if _is(picture, RAISING):
+        raise RuntimeError("this picture is all green")
+
+
+def _ask_for_all_memory() -> None:
+    """Raises `MemoryError`, on a machine of any size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), hard))
+    try:
+        hoard = []
+        while True:
+            hoard.append(bytearray(32 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _is(picture: Picture, colour: tuple[int, int, int]) -> bool:

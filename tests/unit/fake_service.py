@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +22,7 @@ from custody import wire
 KEY = "wharf-test-key"
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 MODEL = wire.ModelReference(name="yolo11n", version=1, digest="0" * 64)
+WORKER = wire.Worker(name="w1", engine="openvino", model_version=1, slots=4, seen_at=NOW)
 BUS = wire.Detection(class_id=5, label="bus", confidence=0.94, box=wire.Box(x1=3.1, y1=228.9, x2=795.6, y2=729.4))
 
 
@@ -45,13 +46,17 @@ class Trouble:
 
 
 class FakeService:
-    """`seconds`: how long a job runs; `upload_seconds`: how long an upload waits for its answer. Bytes that start with
-    `not a picture` are refused at the upload, those that start with `broken` fail in their job."""
+    """`seconds`: how long a job runs; `upload_seconds`: how long an upload waits for its answer; `workers`: how many
+    live. Bytes that start with `not a picture` are refused at the upload, those that start with `broken` turn out in
+    their job."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.seconds = 0.0
         self.upload_seconds = 0.0
+        self.workers = 2
+        self.model = _model()
+        self.pool = wire.Pool(name=MODEL.name, state=wire.PoolState.ACTIVE, waiting=7, running=2, workers=[WORKER])
         self.requests: list[Request] = []
         self.troubles: list[Trouble] = []
         self.files: dict[UUID, wire.File] = {}
@@ -95,8 +100,11 @@ class FakeService:
             ("GET", "/v1/jobs/([^/]*)", self._job),
             ("GET", "/v1/jobs/([^/]*)/results", self._results),
             ("POST", "/v1/jobs/([^/]*)/cancel", self._cancel),
-            ("GET", "/v1/models", lambda _: (200, wire.ModelList(items=[_model()]))),
-            ("GET", "/v1/models/(.*)", self._model),
+            ("GET", "/v1/models", lambda _: (200, wire.ModelList(items=[self.model]))),
+            ("GET", "/v1/models/([^/]*)", self._model),
+            ("POST", "/v1/models/([^/]*)/retire", self._retire),
+            ("GET", "/v1/pools", lambda _: (200, wire.PoolList(items=[self.pool]))),
+            ("POST", "/v1/pools/([^/]*)/(pause|drain|resume)", self._set_pool),
             ("POST", "/v1/keys", self._create_key),
             ("GET", "/v1/keys", lambda _: (200, wire.KeyList(items=list(self.keys.values())))),
             ("DELETE", "/v1/keys/([^/]*)", lambda _, each: self._remove(self.keys, each)),
@@ -155,7 +163,10 @@ class FakeService:
         if submission.model not in (None, MODEL.name):
             return _problem(422, "model_not_found", f"No active model is called {submission.model}", field="model")
         files = [self.files[each.file] for each in submission.inputs if each.file is not None]
-        return self._start(request, files, submission.model, {"metadata": json.dumps(submission.metadata)})
+        fields = {"metadata": json.dumps(submission.metadata)}
+        if submission.expires_in is not None:
+            fields["expires_in"] = str(submission.expires_in)
+        return self._start(request, files, submission.model, fields)
 
     def _start(
         self, request: Request, files: list[wire.File], model: str | None, fields: dict[str, str]
@@ -172,6 +183,7 @@ class FakeService:
             progress=wire.Progress(done=len(results) - failed, failed=failed, total=len(results)),
             created_at=NOW,
             finished_at=NOW,
+            expires_at=NOW + timedelta(seconds=float(fields["expires_in"])) if "expires_in" in fields else None,
             results=results,
         )
         self.jobs[job.id] = (time.monotonic() + self.seconds, job)
@@ -186,7 +198,8 @@ class FakeService:
         if wanted:
             time.sleep(max(0.0, min(float(wanted[1]), ends_at - time.monotonic())))
         if time.monotonic() < ends_at:
-            running = {"state": wire.JobState.RUNNING, "results": None, "finished_at": None}
+            state = wire.JobState.RUNNING if self.workers else wire.JobState.QUEUED
+            running = {"state": state, "results": None, "finished_at": None, "ready_workers": self.workers}
             return at_once, job.model_copy(update=running | {"progress": wire.Progress(done=0, failed=0, total=1)})
         many = len(job.results or []) > 100
         return 200, job.model_copy(update={"results": None} if many else {})
@@ -211,7 +224,26 @@ class FakeService:
         return 200, cancelled
 
     def _model(self, _: Request, name: str) -> tuple[int, Any]:
-        return (200, _model()) if name == MODEL.name else _problem(404, "not_found", f"There is no model {name}")
+        return (200, self.model) if name == MODEL.name else _problem(404, "not_found", f"There is no model {name}")
+
+    def _retire(self, request: Request, name: str) -> tuple[int, Any]:
+        status, model = self._model(request, name)
+        if status != 200:
+            return status, model
+        wanted = request.query.get("version")
+        versions = [
+            each.model_copy(update={"state": "retired"}) if wanted in (None, str(each.version)) else each
+            for each in model.versions
+        ]
+        self.model = model.model_copy(update={"versions": versions})
+        return 200, self.model
+
+    def _set_pool(self, _: Request, name: str, action: str) -> tuple[int, Any]:
+        if name != MODEL.name:
+            return _problem(404, "not_found", f"There is no pool {name}")
+        states = {"pause": "paused", "drain": "draining", "resume": "active"}
+        self.pool = self.pool.model_copy(update={"state": wire.PoolState(states[action])})
+        return 200, self.pool
 
     def _create_key(self, request: Request) -> tuple[int, Any]:
         wanted = wire.KeyRequest.model_validate_json(request.body)
@@ -338,7 +370,7 @@ def _result(number: int, file: wire.File, content: bytes) -> wire.InputResult:
     broken = content.startswith(b"broken")
     return wire.InputResult(
         input=number,
-        state="failed" if broken else "succeeded",
+        state="unprocessable" if broken else "succeeded",
         file_id=file.id,
         filename=file.filename,
         sha256=file.sha256,

@@ -51,6 +51,7 @@ def service_in(folder: Path, **limits: int) -> Service:
         files=Files(volume),
         jobs=Jobs(),
         tasks=Tasks(),
+        backlog=NO_DATABASE,
         notices=NO_DATABASE,
         probe=Prober(settings.max_pixels),
         readiness=NO_DATABASE,

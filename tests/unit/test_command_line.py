@@ -17,13 +17,14 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from custody.wire import File, Job, JobState, Model, NewKey
+from custody.wire import File, Job, JobState, Model, NewKey, Pool
 from tests.unit.fake_service import KEY, FakeService, serving
 from wharfinger import discovery
 from wharfinger.command import app
 from wharfinger.commands import predict as predict_command
 from wharfinger.commands import server as server_commands
 
+NOBODY = "no worker serves yolo11n now: start one with `wharf worker --model yolo11n`"
 MAIN = "import sys; from wharfinger.command import main; sys.argv[0] = 'wharf'; main()"
 
 
@@ -148,6 +149,21 @@ class TestPredict:
         assert "The picture cannot be decoded [undecodable_image]" in result.stdout
         assert "bus  " in result.stdout
         assert "2 pictures, 1 failed" in result.stderr
+
+    def test_a_model_that_nobody_serves_is_told_once_while_it_waits(self, service: FakeService, pictures: Path) -> None:
+        service.workers, service.seconds = 0, 1.5
+        result = wharf("predict", "a/bus.jpg", "--json")
+        assert result.exit_code == 0
+        assert len(service.made("GET", "/v1/jobs/")) > 1
+        assert result.stderr == f"{NOBODY}\n"
+        service.workers = 1
+        assert NOBODY not in wharf("predict", "a/bus.jpg").stderr
+
+    def test_a_deadline_reaches_the_service(self, service: FakeService, pictures: Path) -> None:
+        job = Job.model_validate_json(wharf("predict", "a/bus.jpg", "--expires-in", "90", "--json").stdout)
+        assert job.expires_at is not None
+        assert (job.expires_at - job.created_at).total_seconds() == 90
+        assert wharf("predict", "a/bus.jpg", "--expires-in", "0").exit_code == 2
 
     def test_a_picture_without_objects_says_so(self, service: FakeService, pictures: Path) -> None:
         Path("sky.jpg").write_bytes(b"empty")
@@ -367,6 +383,13 @@ class TestJobs:
         assert Job.model_validate_json(wharf("jobs", "show", job, "--json").stdout).id == job
         assert json.loads(wharf("jobs", "results", job, "--json").stdout)["items"][0]["detections"]
 
+    def test_show_tells_how_many_workers_serve_a_jobs_model(self, service: FakeService, job: UUID) -> None:
+        assert "workers" not in wharf("jobs", "show", job).stdout
+        service.jobs[job] = (service.jobs[job][0] + 60, service.jobs[job][1])
+        assert ["workers", "2"] in [line.split() for line in wharf("jobs", "show", job).stdout.splitlines()]
+        service.workers = 0
+        assert NOBODY in wharf("jobs", "show", job).stdout
+
     def test_watch_waits_for_the_end(self, service: FakeService, job: UUID) -> None:
         service.jobs[job] = (service.jobs[job][0] + 0.5, service.jobs[job][1])
         result = wharf("jobs", "watch", job)
@@ -389,6 +412,25 @@ class TestModelsAndKeys:
         assert Model.model_validate_json(wharf("models", "show", "yolo11n", "--json").stdout).name == "yolo11n"
         assert json.loads(wharf("models", "list", "--json").stdout)["items"][0]["name"] == "yolo11n"
         assert wharf("models", "show", "yolo99").exit_code == 1
+
+    def test_a_model_is_retired(self, service: FakeService) -> None:
+        result = wharf("models", "retire", "yolo11n", "--version", 1)
+        assert result.exit_code == 0
+        assert "retired" in result.stdout
+        assert service.requests[-1].query == {"version": "1"}
+        assert Model.model_validate_json(wharf("models", "retire", "yolo11n", "--json").stdout) == service.model
+        assert wharf("models", "retire", "other").exit_code == 1
+        assert wharf("models", "retire", "yolo11n", "--version", "0").exit_code == 2
+
+    def test_pools_are_listed_and_stopped_and_go_on(self, service: FakeService) -> None:
+        rows = [line.split() for line in wharf("pools", "list").stdout.splitlines()]
+        assert ["yolo11n", "active", "7", "2", "1"] in rows
+        for action, state in (("pause", "paused"), ("drain", "draining"), ("resume", "active")):
+            assert state in wharf("pools", action, "yolo11n").stdout
+            assert service.pool.state == state
+        assert json.loads(wharf("pools", "list", "--json").stdout)["items"][0]["workers"][0]["name"] == "w1"
+        assert Pool.model_validate_json(wharf("pools", "pause", "yolo11n", "--json").stdout).state == "paused"
+        assert wharf("pools", "pause", "other").exit_code == 1
 
     def test_a_keys_secret_is_all_that_create_prints_to_stdout(self, service: FakeService) -> None:
         result = wharf("keys", "create", "ci", "--role", "reader")
@@ -441,6 +483,21 @@ class TestServerCommands:
         assert CliRunner().invoke(commands, ["up", "--port", "9001", "there"]).stdout == "there 9001\n"
         assert CliRunner().invoke(commands, ["up", "here", "--port", "many"]).exit_code == 2
 
+    def test_one_with_a_dot_joins_the_commands_of_its_noun(self, commands: typer.Typer) -> None:
+        models = typer.Typer()
+        models.command("list")(lambda: typer.echo("listed"))
+        commands.add_typer(models, name="models")
+        entries = {"models.add": "wharf_test_commands:up", "ships.launch": "wharf_test_commands:up"}
+        server_commands.register(
+            commands, [EntryPoint(name, value, "wharf.commands") for name, value in entries.items()]
+        )
+        result = CliRunner().invoke(commands, ["models", "add", "here", "-p", "9000"])
+        assert (result.exit_code, result.stdout) == (7, "here 9000\n")
+        assert CliRunner().invoke(commands, ["models", "list"]).stdout == "listed\n"
+        assert CliRunner().invoke(commands, ["ships", "launch", "there"]).exit_code == 7
+        assert "models add" not in CliRunner().invoke(commands, ["--help"]).stdout
+        assert "Register a model file" in CliRunner().invoke(commands, ["models", "--help"]).stdout
+
     def test_its_help_is_its_own(self, commands: typer.Typer) -> None:
         result = CliRunner().invoke(commands, ["up", "--help"])
         assert result.exit_code == 0
@@ -489,6 +546,7 @@ class TestStart:
             "files",
             "jobs",
             "models",
+            "pools",
             "keys",
             "up",
             "broker",

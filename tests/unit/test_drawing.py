@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from custody.wire import Box, Detection
+from custody.wire import Box, Detection, Keypoint, Mask, Probability, RotatedBox
 from wharfinger import DrawingError
 from wharfinger.drawing import annotate, colour_of, save_annotated
 
@@ -25,8 +25,10 @@ def detection(
     label: str = "person",
     class_id: int = PERSON,
     confidence: float = 0.9,
+    **more: object,
 ) -> Detection:
-    return Detection(class_id=class_id, label=label, confidence=confidence, box=Box(x1=x1, y1=y1, x2=x2, y2=y2))
+    box = Box(x1=x1, y1=y1, x2=x2, y2=y2)
+    return Detection(class_id=class_id, label=label, confidence=confidence, box=box, **more)
 
 
 def canvas(width: int = 400, height: int = 300) -> Image.Image:
@@ -168,6 +170,99 @@ def test_a_label_of_several_lines_is_written_on_one() -> None:
 @pytest.mark.parametrize("box", [(300, 220, 100, 80), (500, 400, 600, 500), (-20, -20, -5, -5), (100, 100, 100, 100)])
 def test_no_box_breaks_the_drawing(box: tuple[float, float, float, float]) -> None:
     assert white_text(annotate(canvas(), [detection(*box)])) > 50
+
+
+# What other tasks add
+
+
+def differs(picture: Image.Image, place: tuple[int, int]) -> bool:
+    return picture.getpixel(place) != GREY
+
+
+def test_a_mask_is_a_tint_within_an_outline_and_its_box_a_thin_line() -> None:
+    triangle = Mask(polygons=[[(120, 100), (280, 100), (200, 200)]])
+    drawn = annotate(canvas(), [detection(100, 80, 300, 220, mask=triangle)])
+    assert drawn.getpixel((200, 100)) == drawn.getpixel((160, 150)) == colour_of(PERSON)
+    red, green, blue = drawn.getpixel((200, 140))
+    assert GREY[0] < red < colour_of(PERSON)[0]
+    assert colour_of(PERSON)[1] < green < GREY[1]
+    assert colour_of(PERSON)[2] < blue < GREY[2]
+    assert drawn.getpixel((110, 210)) == drawn.getpixel((290, 210)) == GREY
+    assert drawn.getpixel((100, 150)) == drawn.getpixel((300, 150)) == colour_of(PERSON)
+    assert drawn.getpixel((101, 150)) == GREY
+
+
+def test_each_part_of_a_mask_is_tinted_and_one_without_parts_is_its_box() -> None:
+    squares = [[(x, 100), (x + 40, 100), (x + 40, 140), (x, 140)] for x in (120, 220)]
+    drawn = annotate(canvas(), [detection(100, 80, 300, 220, mask=Mask(polygons=squares))])
+    assert differs(drawn, (140, 120))
+    assert differs(drawn, (240, 120))
+    assert drawn.getpixel((190, 120)) == GREY
+    drawn = annotate(canvas(), [detection(100, 80, 300, 220, mask=Mask(polygons=[]))])
+    assert drawn.getpixel((100, 150)) == colour_of(PERSON)
+    assert drawn.getpixel((200, 150)) == GREY
+
+
+def test_a_turned_box_is_drawn_instead_of_the_upright_one() -> None:
+    diamond = RotatedBox(corners=[(200, 80), (300, 150), (200, 220), (100, 150)])
+    drawn = annotate(canvas(), [detection(100, 80, 300, 220, rotated_box=diamond)])
+    for middle in [(250, 115), (250, 185), (150, 185), (150, 115)]:
+        assert drawn.getpixel(middle) == colour_of(PERSON)
+    assert drawn.getpixel((104, 100)) == drawn.getpixel((296, 210)) == GREY
+    assert white_text(drawn.crop((0, 0, 400, 80))) > 50
+
+
+def test_keypoints_that_are_seen_are_dots_and_a_body_has_bones() -> None:
+    places = [(120 + 40 * (number % 5), 100 + 30 * (number // 5)) for number in range(17)]
+    seen = [0.9] * 16 + [0.2]
+    points = [Keypoint(x=x, y=y, confidence=sure) for (x, y), sure in zip(places, seen, strict=True)]
+    drawn = annotate(canvas(), [detection(100, 80, 300, 220, keypoints=points)])
+    for place in places[:16]:
+        assert drawn.getpixel(place) == colour_of(PERSON)
+    assert drawn.getpixel((140, 100)) == colour_of(PERSON), "from the nose to an eye"
+    assert drawn.getpixel(places[16]) == GREY
+    some = [Keypoint(x=x, y=y) for x, y in places[:5]]
+    drawn = annotate(canvas(), [detection(100, 80, 300, 220, keypoints=some)])
+    assert drawn.getpixel(places[4]) == colour_of(PERSON)
+    assert drawn.getpixel((140, 100)) == GREY
+
+
+def classified(*classes: tuple[str, float], width: int = 400, height: int = 300) -> Detection:
+    listed = [
+        Probability(class_id=number, label=label, confidence=sure) for number, (label, sure) in enumerate(classes)
+    ]
+    return detection(0, 0, width, height, label=classes[0][0], confidence=classes[0][1], probabilities=listed)
+
+
+def test_a_classified_picture_lists_its_classes_with_a_bar_each_and_has_no_box() -> None:
+    drawn = annotate(canvas(), [classified(("cat", 0.7), ("dog", 0.2))])
+    assert drawn.getpixel((399, 299)) == drawn.getpixel((200, 299)) == drawn.getpixel((399, 150)) == GREY
+    assert white_text(drawn) > 100
+    first, second = (count(drawn, lambda colour, of=number: colour == colour_of(of)) for number in (0, 1))
+    assert first / second == pytest.approx(0.7 / 0.2, rel=0.1)
+    assert drawn.getpixel((2, 2)) != GREY
+
+
+def test_a_list_that_does_not_fit_is_shortened_to_the_likeliest_class_or_left_out() -> None:
+    many = [(f"class {number}", 0.2) for number in range(5)]
+    full, short = (annotate(canvas(200, height), [classified(*many)]) for height in (200, 30))
+    assert count(full, lambda colour: colour == colour_of(4)) > 0
+    assert count(short, lambda colour: colour == colour_of(4)) == 0
+    assert count(short, lambda colour: colour == colour_of(0)) > 0
+    assert white_text(annotate(canvas(20, 10), [classified(*many)])) == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3)])
+def test_what_lies_outside_the_picture_breaks_no_drawing(size: tuple[int, int]) -> None:
+    outside = [(-500.5, -20.0), (900.0, 40.0), (10.0, 7000.0), (-3.0, 4.0)]
+    points = [Keypoint(x=x, y=y) for x, y in outside]
+    for more in (
+        {"mask": Mask(polygons=[outside])},
+        {"rotated_box": RotatedBox(corners=outside)},
+        {"keypoints": points},
+    ):
+        assert annotate(canvas(*size), [detection(0, 0, *size, **more)]).size == size
+    assert annotate(canvas(*size), [classified(("x" * 400, 1.0))]).size == size
 
 
 def test_a_picture_is_saved_beside_the_one_it_was_drawn_from(tmp_path: Path) -> None:

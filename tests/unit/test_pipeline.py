@@ -11,7 +11,7 @@ from PIL import Image
 from custody.wire import Box, Detection, Parameters
 from inference_worker.decode import Picture
 from inference_worker.engines import ModelDescription
-from inference_worker.outcomes import Done, Failed, Outcome, Retry, Work
+from inference_worker.outcomes import Done, Failed, Outcome, Retry, Unprocessable, Work
 from inference_worker.pipeline import Pipeline
 
 DETECTION = Detection(class_id=0, label="page", confidence=0.5, box=Box(x1=1, y1=2, x2=3, y2=4))
@@ -135,10 +135,10 @@ def test_what_no_cache_explains_is_not_waited_for(tmp_path: Path) -> None:
     ("data", "code"),
     [(b"text", "undecodable_image"), (jpeg()[:-100], "undecodable_image"), (jpeg(200, 200), "too_many_pixels")],
 )
-def test_picture_that_cannot_be_decoded_fails_for_good(tmp_path: Path, data: bytes, code: str) -> None:
+def test_picture_that_cannot_be_decoded_can_never_work(tmp_path: Path, data: bytes, code: str) -> None:
     (tmp_path / "a.jpg").write_bytes(data)
     outcome = run(tmp_path, ScriptedEngine())
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, Unprocessable)
     assert outcome.code == code
 
 

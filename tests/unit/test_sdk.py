@@ -27,6 +27,7 @@ from wharfinger import (
     NotFoundError,
     Patience,
     PermissionDeniedError,
+    PoolState,
     ProblemError,
     ServerError,
     UnreachableError,
@@ -320,6 +321,21 @@ class TestTryingAgain:
         assert all(7.0 <= slept < 8.0 for slept in clock.slept)
         assert len(clock.slept) == 2
 
+    @pytest.mark.parametrize(("status", "code"), [(429, "tenant_backlog_full"), (503, "pool_backlog_full")])
+    def test_a_submission_that_finds_no_room_is_sent_again_as_the_same_one(self, status: int, code: str) -> None:
+        clock = Clock()
+        with serving() as service:
+            patience = clock.patience()
+            full = Trouble(status, {"Retry-After": "5"})
+            with Client(service.url, KEY, patience=patience) as client:
+                client.files.holds("0" * 64)
+                service.troubles = [full, full, full]
+                job = client.predict(b"a")
+            posts = service.made("POST", "/v1/predict")
+            assert (len(posts), list(service.jobs)) == (4, [job.id])
+            assert len({each.headers["idempotency-key"] for each in posts}) == 1
+        assert [5 <= slept < 6 for slept in clock.slept] == [True] * 3
+
     def test_a_date_in_retry_after_is_understood(self) -> None:
         long_ago = {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
         clock = Clock()
@@ -499,6 +515,31 @@ class TestNouns:
         assert client.models.get("yolo11n").ready_workers == 2
         with pytest.raises(NotFoundError):
             client.models.get("../keys")
+
+    def test_a_deadline_goes_with_the_pictures_or_the_job(self, client: Client, service: FakeService) -> None:
+        job = client.predict(b"a", expires_in=90)
+        assert job.expires_at is not None
+        assert (job.expires_at - job.created_at).total_seconds() == 90
+        assert client.jobs.submit([client.upload(b"a")], expires_in=0.5).expires_at is not None
+        assert client.predict(b"a").expires_at is None
+        with pytest.raises(ValueError, match="expires_in"):
+            client.jobs.submit([client.upload(b"a")], expires_in=0)
+
+    def test_a_model_is_retired_whole_or_in_one_version(self, client: Client, service: FakeService) -> None:
+        assert client.models.retire("yolo11n", 2).versions[0].state == "active"
+        assert service.requests[-1].query == {"version": "2"}
+        assert client.models.retire("yolo11n").versions[0].state == "retired"
+        with pytest.raises(NotFoundError):
+            client.models.retire("../keys")
+
+    def test_pools_are_listed_paused_drained_and_resumed(self, client: Client) -> None:
+        [pool] = client.pools.list()
+        assert (pool.name, pool.waiting, [each.name for each in pool.workers]) == ("yolo11n", 7, ["w1"])
+        assert client.pools.pause("yolo11n").state is PoolState.PAUSED
+        assert client.pools.drain("yolo11n").state is PoolState.DRAINING
+        assert client.pools.resume("yolo11n").state is PoolState.ACTIVE
+        with pytest.raises(NotFoundError):
+            client.pools.pause("../keys")
 
     def test_keys_are_created_listed_and_revoked(self, client: Client, service: FakeService) -> None:
         key = client.keys.create("ci", "writer")

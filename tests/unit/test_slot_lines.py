@@ -14,7 +14,7 @@ from inference_worker.lines import (
     write_answer,
     write_work,
 )
-from inference_worker.outcomes import Done, Failed, Retry, Work
+from inference_worker.outcomes import Done, Failed, Retry, Unprocessable, Work
 
 DETECTION = Detection(class_id=5, label="bus ü\n", confidence=0.94, box=Box(x1=3.1, y1=228.9, x2=795.6, y2=729.4))
 TIMINGS = {"read_ms": 0.1, "decode_ms": 2.5, "infer_ms": 30.0}
@@ -34,7 +34,8 @@ def test_work_survives_the_line() -> None:
         Refused("no such\nmodel"),
         Done([DETECTION], 810, 1080, **TIMINGS),
         Done([], 1, 1, **TIMINGS),
-        Failed("undecodable_image", "line one\nline two"),
+        Failed("inference_failed", "line one\nline two"),
+        Unprocessable("undecodable_image", ""),
         Retry("file_unreadable", "ENOENT"),
     ],
 )

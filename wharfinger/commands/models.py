@@ -8,7 +8,9 @@ from custody.wire import Model
 from wharfinger.commands.options import Json, Server, connect
 from wharfinger.commands.output import cell, print_document, print_items, print_table, shown_time, table
 
-app = typer.Typer(no_args_is_help=True, help="Models: list, show.")
+app = typer.Typer(no_args_is_help=True, help="Models: list, show, add, retire.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name, from `wharf models list`.")]
 
 
 @app.command("list")
@@ -34,14 +36,26 @@ def list_models(server: Server = None, json: Json = False) -> None:
 
 
 @app.command()
-def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model's name, from `wharf models list`.")],
-    server: Server = None,
-    json: Json = False,
-) -> None:
+def show(name: Name, server: Server = None, json: Json = False) -> None:
     """Tell all about one model: its versions and classes."""
     with connect(server) as client:
         model = client.models.get(name)
+    if json:
+        print_document(model)
+    else:
+        _print(model)
+
+
+@app.command()
+def retire(
+    name: Name,
+    version: Annotated[int | None, typer.Option(min=1, help="This version alone; otherwise all.")] = None,
+    server: Server = None,
+    json: Json = False,
+) -> None:
+    """Accept no more jobs for a model; what waits still runs. For admins of the operator's tenant."""
+    with connect(server) as client:
+        model = client.models.retire(name, version)
     if json:
         print_document(model)
     else:

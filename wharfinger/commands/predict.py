@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from custody.wire import InputResult, Job, JobPage, JobState
+from custody.wire import MOST_SECONDS, InputResult, Job, JobPage, JobState
 from wharfinger.client import Client
 from wharfinger.commands.failures import FAILED
 from wharfinger.commands.inputs import Input, gather
 from wharfinger.commands.options import Json, Server, connect
 from wharfinger.commands.output import print_document, print_table, progress_bar, say
-from wharfinger.commands.reports import results_table, summary
+from wharfinger.commands.reports import results_table, summary, unserved
 from wharfinger.commands.sending import send
 from wharfinger.errors import DrawingError
 
@@ -27,6 +27,10 @@ def predict(
     model: Annotated[str | None, typer.Option(help="A model's name; otherwise the service's default.")] = None,
     conf: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence shown.")] = None,
     iou: Annotated[float | None, typer.Option(min=0, max=1, help="Overlap above which the weaker box goes.")] = None,
+    expires_in: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=1, max=MOST_SECONDS, help="Give up what has not been inferred by then."),
+    ] = None,
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save the pictures with their boxes in this folder.")
     ] = None,
@@ -47,7 +51,9 @@ def predict(
         for start in range(0, len(inputs), _INPUTS_A_JOB):
             sent = send(client, inputs[start : start + _INPUTS_A_JOB])
             if sent:
-                job = client.jobs.submit([each.file for each in sent], model=model, conf=conf, iou=iou)
+                job = client.jobs.submit(
+                    [each.file for each in sent], model=model, conf=conf, iou=iou, expires_in=expires_in
+                )
                 batches.append(_Batch(job, [each.input for each in sent]))
         jobs = _wait(client, [each.job for each in batches])
         outcomes = [
@@ -77,12 +83,16 @@ class _Batch:
 def _wait(client: Client, jobs: Sequence[Job]) -> list[Job]:
     """The jobs with their results once all have ended."""
     ended: list[Job] = []
+    told: set[str] = set()
     with progress_bar() as bar:
         task = bar.add_task("Inferring", total=sum(job.progress.total for job in jobs))
         try:
             for job in jobs:
                 before = sum(each.progress.total for each in ended)
                 for now in client.jobs.watch(job.id):
+                    if (advice := unserved(now)) and advice not in told:
+                        told.add(advice)
+                        say(advice)
                     bar.update(task, completed=before + now.progress.done + now.progress.failed)
                 ended.append(client.jobs.finish(now, None))
         except KeyboardInterrupt:

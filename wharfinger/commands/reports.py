@@ -12,8 +12,8 @@ _STATE_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "e
 
 
 def results_table(results: Iterable[tuple[str, InputResult]]) -> Table:
-    """A row a detection; an input without any, or without a result, has one row that says so. Each result comes with
-    the name by which the user knows its input."""
+    """A row a detection, a classified picture's one for each class; an input without any, or without a result, has one
+    row that says so. Each result comes with the name by which the user knows its input."""
     shown = table("Input", "Class", "Confidence", "Box (x1 y1 x2 y2)", right=("Confidence",))
     for name, result in results:
         found = sorted(result.detections or [], key=lambda each: -each.confidence)
@@ -23,13 +23,9 @@ def results_table(results: Iterable[tuple[str, InputResult]]) -> Table:
             )
         elif not found:
             shown.add_row(cell(name), cell("nothing found" if result.detections == [] else result.state, "dim"), "", "")
-        for row, detection in enumerate(found):
-            shown.add_row(
-                cell(name if row == 0 else ""),
-                cell(detection.label),
-                f"{detection.confidence:.2f}",
-                _shown_box(detection),
-            )
+        rows = [row for detection in found for row in _rows(detection)]
+        for number, (label, confidence, place) in enumerate(rows):
+            shown.add_row(cell(name if number == 0 else ""), cell(label), f"{confidence:.2f}", place)
         shown.add_section()
     return shown
 
@@ -50,6 +46,13 @@ def summary(results: Sequence[InputResult]) -> str:
     )
 
 
+def unserved(job: Job) -> str | None:
+    """What to do where the job waits for a worker and none is there."""
+    if job.ready_workers != 0:
+        return None
+    return f"no worker serves {job.model} now: start one with `wharf worker --model {job.model}`"
+
+
 def print_job(job: Job) -> None:
     print_facts(
         [
@@ -57,11 +60,13 @@ def print_job(job: Job) -> None:
             ("state", job.state),
             ("progress", progress_text(job)),
             ("model", job.model),
+            ("workers", unserved(job) or job.ready_workers),
             ("priority", job.priority),
             ("parameters", " ".join(f"{name}={value}" for name, value in job.parameters.model_dump().items())),
             ("metadata", job.metadata or None),
             ("created", job.created_at),
             ("finished", job.finished_at),
+            ("expires", job.expires_at),
         ]
     )
 
@@ -79,9 +84,23 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
     return shown
 
 
-def _shown_box(detection: Detection) -> str:
+def _rows(detection: Detection) -> list[tuple[str, float, str]]:
+    """Label, confidence and place."""
+    if detection.probabilities is not None:
+        return [(each.label, each.confidence, "the whole picture") for each in detection.probabilities]
+    return [(detection.label, detection.confidence, _place(detection))]
+
+
+def _place(detection: Detection) -> str:
     box = detection.box
-    return f"{box.x1:.0f} {box.y1:.0f} {box.x2:.0f} {box.y2:.0f}"
+    if detection.rotated_box is not None:
+        return ", ".join(f"{x:.0f} {y:.0f}" for x, y in detection.rotated_box.corners) + " (corners)"
+    parts = [f"{box.x1:.0f} {box.y1:.0f} {box.x2:.0f} {box.y2:.0f}"]
+    if detection.mask is not None:
+        parts.append(f"mask of {sum(map(len, detection.mask.polygons))} points")
+    if detection.keypoints is not None:
+        parts.append(f"{len(detection.keypoints)} keypoints")
+    return ", ".join(parts)
 
 
 def progress_text(job: Job) -> str:

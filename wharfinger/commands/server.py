@@ -15,24 +15,37 @@ _HELP = {
     "up": "Run everything on this machine: database, API, worker.",
     "doctor": "Check the set-up and say what to do.",
     "broker": "Run the API, as containers do.",
+    "relay": "Run a relay to RabbitMQ, as containers do.",
     "worker": "Run a worker, as containers do.",
     "migrate": "Bring the database's schema up to date.",
+    "models.add": "Register a model file, so that workers can serve it by name.",
 }
 
 
 def register(app: typer.Typer, entries: Iterable[EntryPoint]) -> None:
-    """Add each entry, a function with typer's annotations, as a command of `app` in the order of the table above."""
+    """Add each entry, a function with typer's annotations, as a command of `app` in the order of the table above; one
+    whose name has a dot, `models.add`, joins the commands `wharf models`."""
     order = list(_HELP)
     for entry in sorted(
         entries, key=lambda each: (order.index(each.name) if each.name in order else len(order), each.name)
     ):
-        _add(app, entry)
+        noun, _, name = entry.name.rpartition(".")
+        _add(_commands(app, noun) if noun else app, name, entry)
 
 
-def _add(app: typer.Typer, entry: EntryPoint) -> None:
+def _commands(app: typer.Typer, noun: str) -> typer.Typer:
+    for group in app.registered_groups:
+        if group.name == noun and group.typer_instance is not None:
+            return group.typer_instance
+    made = typer.Typer(no_args_is_help=True)
+    app.add_typer(made, name=noun)
+    return made
+
+
+def _add(app: typer.Typer, name: str, entry: EntryPoint) -> None:
     # Everything after the name is passed on unread, --help too: the command's own parser knows what it means.
     @app.command(
-        entry.name,
+        name,
         help=_HELP.get(entry.name, ""),
         rich_help_panel="Server",
         add_help_option=False,
@@ -43,10 +56,10 @@ def _add(app: typer.Typer, entry: EntryPoint) -> None:
             function = entry.load()
         except ImportError as error:
             say(
-                f"`wharf {entry.name}` needs the server packages, which are not all here ({error}).\n"
+                f"`{context.command_path}` needs the server packages, which are not all here ({error}).\n"
                 "Install them: pip install 'wharfinger[standalone]'"
             )
             raise typer.Exit(FAILED) from error
         command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        command.command(entry.name)(function)
+        command.command(name)(function)
         command(context.args, prog_name=context.command_path)

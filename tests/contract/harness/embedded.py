@@ -8,6 +8,7 @@ from custody.notices import Notices, tasks_queued
 from custody.reconcile import Reconciler
 from custody.transport import Transport
 from custody.transport.embedded import EmbeddedTransport
+from custody.wire import Priority
 from tests.support.domain import POOL, Domain
 
 
@@ -36,7 +37,8 @@ class EmbeddedHarness:
         return EmbeddedTransport(self._domain.worker, self._domain.tasks, self._worker, pool=pool, worker=worker)
 
     async def announce(self, pool: str = POOL) -> None:
-        self._broker.tell(tasks_queued(pool))
+        for priority in Priority:
+            self._broker.tell(tasks_queued(pool, priority))
 
     async def abandon(self, worker: str) -> None:
         await self._domain.expire_leases(worker)

@@ -1,12 +1,17 @@
-"""The worker's probes and metrics on a small port of their own."""
+"""Probes and metrics of a process that serves nothing else, on a small port of their own."""
 
+import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+
+DEAF_SECONDS = 30.0
+"""A process whose event loop has not turned for longer is not alive."""
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
@@ -52,3 +57,18 @@ class HealthServer:
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Probes are no news."""
+
+
+class Pulse:
+    """Tells a thread outside whether the event loop still turns."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    async def beat(self) -> None:
+        while True:
+            self._last = time.monotonic()
+            await asyncio.sleep(1)
+
+    def is_recent(self) -> bool:
+        return time.monotonic() - self._last < DEAF_SECONDS

@@ -1,0 +1,55 @@
+"""The whole service as somebody who looks after it wants to see it: its parts, its pools, and what is wrong."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from uuid import UUID
+
+from broker.service import Service
+from custody import database, pools, relays
+from custody.wire import DatabaseHealth, HealthDetails, HealthState, Pool, PoolState, Relay, VolumeHealth
+
+OK = "ok"
+
+
+async def look(service: Service, tenant: UUID) -> HealthDetails:
+    """Raises `CustodyError("database_unavailable")`: without the database there is nothing to tell."""
+    checks = await service.readiness.checks()
+    async with service.database.transaction(tenant) as transaction:
+        began = time.perf_counter()
+        server = await database.describe(transaction)
+        latency = time.perf_counter() - began
+        known_relays = await relays.list_relays(transaction)
+        known_pools = await pools.list_pools(transaction, service.backlog.waiting)
+    warnings = [*_of_relays(known_relays), *(warning for pool in known_pools for warning in _of_pool(pool))]
+    free = service.readiness.free_bytes
+    return HealthDetails(
+        status=_status(checks, warnings),
+        checks=dict(checks),
+        warnings=warnings,
+        database=DatabaseHealth(version=server.version, latency_ms=round(latency * 1000, 3)),
+        volume=VolumeHealth(free_bytes=free) if free is not None and checks["volume"] == OK else None,
+        relays=known_relays,
+        pools=known_pools,
+    )
+
+
+def _status(checks: Mapping[str, str], warnings: Sequence[str]) -> HealthState:
+    if any(outcome != OK for outcome in checks.values()):
+        return HealthState.UNAVAILABLE
+    return HealthState.DEGRADED if warnings else HealthState.OK
+
+
+def _of_relays(known: Sequence[Relay]) -> Iterator[str]:
+    if known and not any(relay.living for relay in known):
+        yield "No relay lives: nothing new reaches the queue. Start `wharf relay`."
+    for relay in known:
+        if relay.living and relay.fault is not None:
+            yield f"The relay {relay.name} reaches no queue: {relay.fault}"
+
+
+def _of_pool(pool: Pool) -> Iterator[str]:
+    waiting = f"{pool.waiting} input{'s' * (pool.waiting != 1)} wait{'s' * (pool.waiting == 1)} for {pool.name}"
+    if pool.waiting and not pool.workers:
+        yield f"{waiting}, and no worker serves it. Start one: wharf worker --model {pool.name}"
+    if pool.waiting and pool.state is PoolState.PAUSED:
+        yield f"{waiting}, which is paused. To go on: wharf pools resume {pool.name}"

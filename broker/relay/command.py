@@ -1,0 +1,105 @@
+"""`wharf relay`: one relay process, wired."""
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+
+from broker.relay.metrics import RelayMetrics
+from broker.relay.relay import Relay
+from broker.relay.release import Window
+from broker.relay.settings import RelaySettings
+from custody import relays
+from custody.database import Database
+from custody.errors import CustodyError
+from custody.health import HealthServer, Pulse
+from custody.instance import InstanceLock
+from custody.jobs import Jobs
+from custody.notices import Notices
+from custody.process import run
+from custody.reconcile import Reconciler
+from custody.tasks import Tasks
+from custody.transport.connection import Amqp, Login
+
+log = structlog.get_logger()
+
+SEEN_EVERY_SECONDS = 5.0
+
+
+def relay() -> None:
+    """Release tasks to RabbitMQ and mend what a death left behind. It is set by environment variables."""
+    run("relay", RelaySettings, serve)
+
+
+async def serve(settings: RelaySettings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    name = f"wharf relay {settings.instance}"
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            Database(settings.database_url.get_secret_value(), name="wharf relay", role="wharf_relay", size=8)
+        )
+        await stack.enter_async_context(InstanceLock(settings.listen_url, kind="relay", instance=settings.instance))
+        notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf relay"))
+        tasks = Tasks(lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
+        metrics, pulse = RelayMetrics(), Pulse()
+        amqp = Amqp(Login.of(settings), name=name)
+        reconciler = Reconciler(database, tasks, Jobs(), notices, every_seconds=settings.reconcile_seconds)
+        process = Relay(
+            database=database,
+            locks_url=settings.listen_url,
+            tasks=tasks,
+            notices=notices,
+            window=Window(settings.window, settings.batch),
+            metrics=metrics,
+            name=name,
+        )
+        if settings.health_port:
+            stack.enter_context(
+                HealthServer(
+                    settings.health_host,
+                    settings.health_port,
+                    metrics.registry,
+                    is_alive=pulse.is_recent,
+                    is_ready=lambda: amqp.fault is None and pulse.is_recent() and not stop.is_set(),
+                )
+            )
+        loops = [
+            asyncio.create_task(loop)
+            for loop in (
+                amqp.keep(process.run),
+                reconciler.run(),
+                pulse.beat(),
+                _say_alive(database, settings.instance, amqp, process),
+            )
+        ]
+        for loop in loops:
+            # A relay one of whose loops broke is no relay: it ends, and is started again.
+            loop.add_done_callback(lambda _: stop.set())
+        log.info("relay_ready", window=settings.window)
+        try:
+            await stop.wait()
+        finally:
+            broken = [loop for loop in loops if loop.done()]
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+        for loop in broken:
+            loop.result()
+        with suppress(CustodyError):
+            async with database.transaction() as transaction:
+                await relays.forget_relay(transaction, settings.instance)
+    log.info("relay_stopped")
+
+
+async def _say_alive(database: Database, instance: str, amqp: Amqp, relay: Relay) -> None:
+    while True:
+        try:
+            async with database.transaction() as transaction:
+                fault = amqp.fault or "; ".join(f"{queue}: {reason}" for queue, reason in relay.faults.items())
+                await relays.report_relay(transaction, instance, fault or None)
+        except CustodyError as error:
+            log.warning("report_interrupted", code=error.code)
+        await asyncio.sleep(SEEN_EVERY_SECONDS)

@@ -1,0 +1,90 @@
+"""Tasks become messages, and the server's word on each of them comes back: confirmed, refused, or never."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+from uuid import UUID
+
+from custody.messages import CONTENT_TYPE, TYPE, encode
+from custody.tasks import Releasable
+from custody.transport.connection import Channel, Connection
+
+
+@dataclass(eq=False)
+class Batch:
+    """Messages that were published together. Once `answered`, each task is in one of the three lists, or the channel
+    closed before the server said a word of it."""
+
+    tasks: Sequence[Releasable]
+    confirmed: list[Releasable] = field(default_factory=list)
+    returned: list[Releasable] = field(default_factory=list)
+    nacked: list[Releasable] = field(default_factory=list)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def task_ids(self) -> list[UUID]:
+        return [task.task_id for task in self.tasks]
+
+
+class Publisher:
+    """One channel on which the server confirms every message. `open` makes one."""
+
+    def __init__(self, channel: Channel, connection: Connection) -> None:
+        self._channel = channel
+        self._connection = connection
+        self._number = 0
+        self._unanswered: dict[int, tuple[Batch, Releasable]] = {}
+        self._returned: set[str | None] = set()
+
+    @classmethod
+    async def open(cls, connection: Connection) -> "Publisher":
+        publisher = cls(await connection.channel(), connection)
+        await publisher._channel.confirm(publisher._settled, publisher._returned.add)
+        return publisher
+
+    async def until_closed(self) -> NoReturn:
+        await self._channel.until_closed()
+
+    async def publish(self, queue: str, tasks: Sequence[Releasable]) -> Batch:
+        """Returns once they are on their way; waits before while the server takes no messages. Raises `QueueError`."""
+        if self._connection.is_blocked:
+            await self._connection.until_unblocked()
+        batch = Batch(tasks)
+        for task in tasks:
+            self._number += 1
+            self._unanswered[self._number] = (batch, task)
+            self._channel.publish(
+                queue,
+                encode(task),
+                id=str(task.task_id),
+                type=TYPE,
+                content_type=CONTENT_TYPE,
+                traceparent=task.traceparent or _new_trace(),
+            )
+        return batch
+
+    def _settled(self, number: int, multiple: bool, taken: bool) -> None:
+        if multiple:
+            # Numbers only grow, and a dict keeps its order.
+            numbers = []
+            for unanswered in self._unanswered:
+                if unanswered > number:
+                    break
+                numbers.append(unanswered)
+        else:
+            numbers = [number]
+        for each in numbers:
+            batch, task = self._unanswered.pop(each)
+            if str(task.task_id) in self._returned:
+                self._returned.discard(str(task.task_id))
+                batch.returned.append(task)
+            else:
+                (batch.confirmed if taken else batch.nacked).append(task)
+            if len(batch.confirmed) + len(batch.returned) + len(batch.nacked) == len(batch.tasks):
+                batch.answered.set()
+
+
+def _new_trace() -> str:
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"

@@ -1,0 +1,201 @@
+"""Keeps one queue filled: what is ready in the task rows goes out, up to a window, with the confirms pipelined."""
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+import structlog
+
+from broker.relay.metrics import RelayMetrics
+from broker.relay.publisher import Batch, Publisher
+from custody.database import Database
+from custody.errors import CustodyError
+from custody.notices import Notices, tasks_queued
+from custody.tasks import Releasable, Tasks
+from custody.transport import topology
+from custody.transport.connection import Connection, QueueError
+from custody.wire import Priority
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 5.0
+"""Between looks whether the queue has lost something, and for tasks that nobody told of."""
+
+OVERLOOKED_SECONDS = 60.0
+
+BATCHES = 4
+"""On their way at once."""
+
+SHORTEST_PAUSE = 0.01
+LONGEST_PAUSE = 0.5
+
+
+CONFIRM_SECONDS = 30.0
+
+
+class SilentQueueError(QueueError):
+    """The queue takes messages and confirms none: it has lost its leader, say. It is better made anew."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """`size`: tasks in a queue at most; `batch`: released together."""
+
+    size: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to release now. `pause_seconds`: until the next look, None where there is more to release at once;
+    `is_full`: the window is why there is not."""
+
+    tasks: list[Releasable]
+    pause_seconds: float | None = None
+    is_full: bool = False
+
+
+class Release:
+    """The queue of one pool and class, on one connection. The caller sees to it that nobody else fills it."""
+
+    def __init__(
+        self,
+        pool: str,
+        priority: Priority,
+        window: Window,
+        *,
+        database: Database,
+        tasks: Tasks,
+        notices: Notices,
+        connection: Connection,
+        publisher: Publisher,
+        metrics: RelayMetrics,
+    ) -> None:
+        self._pool = pool
+        self._priority = priority
+        self._queue = topology.queue_of(pool, priority)
+        self._window = window
+        self._database = database
+        self._tasks = tasks
+        self._notices = notices
+        self._connection = connection
+        self._publisher = publisher
+        self._metrics = metrics
+        self._pause = SHORTEST_PAUSE
+        self._on_their_way: list[Batch] = []
+        self._turn = asyncio.Semaphore(BATCHES)
+
+    async def run(self) -> None:
+        """Raises `QueueError` when the connection is lost, or the queue cannot be made."""
+        await self.look_after()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_looking())
+            group.create_task(self._keep_filling(group))
+
+    async def look_after(self) -> None:
+        """Sees whether the queue is there and has what was put into it. What it has lost is released again."""
+        waiting = await topology.find(self._connection, self._pool, self._priority)
+        async with self._database.transaction() as transaction:
+            if waiting is None:
+                lost = await self._tasks.unrelease_pool(transaction, self._pool, self._priority)
+            else:
+                lost = await self._tasks.overlooked(transaction, self._pool, self._priority, OVERLOOKED_SECONDS)
+                # They came first into the queue: where it holds as many, they are in it, and nobody takes them.
+                lost = lost if waiting < lost else 0
+                if lost:
+                    lost = await self._tasks.unrelease_overlooked(
+                        transaction, self._pool, self._priority, OVERLOOKED_SECONDS
+                    )
+        await topology.declare(self._connection, self._pool, self._priority)
+        if lost:
+            log.warning("queue_lost_messages", queue=self._queue, tasks=lost, queue_was_gone=waiting is None)
+            self._metrics.lost.labels(self._pool).inc(lost)
+            self._notices.tell(tasks_queued(self._pool, self._priority))
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
+            await self._look_after_it()
+
+    async def _look_after_it(self) -> None:
+        try:
+            await self.look_after()
+        except CustodyError as error:
+            log.warning("look_interrupted", queue=self._queue, code=error.code, detail=error.detail)
+
+    async def _keep_filling(self, group: asyncio.TaskGroup) -> None:
+        with self._notices.subscribe(tasks_queued(self._pool, self._priority)) as subscription:
+            while True:
+                # The next batches are chosen and sent while the server still writes down those before.
+                async with self._turn:
+                    try:
+                        choice = await self._choose()
+                    except CustodyError as error:
+                        log.warning("release_interrupted", queue=self._queue, code=error.code, detail=error.detail)
+                        await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+                        continue
+                    if choice.tasks:
+                        batch = await self._publisher.publish(self._queue, choice.tasks)
+                        self._on_their_way.append(batch)
+                        group.create_task(self._settle(batch))
+                if choice.pause_seconds is None:
+                    continue
+                if choice.is_full:
+                    await asyncio.sleep(choice.pause_seconds)
+                else:
+                    await subscription.wait(choice.pause_seconds)
+
+    async def _choose(self) -> Choice:
+        busy = [task.task_id for batch in self._on_their_way for task in batch.tasks]
+        async with self._database.transaction() as transaction:
+            # Asked before: asked after, the room that workers have made meanwhile would look like a want of tasks.
+            room = await self._tasks.room(transaction, self._pool, self._priority, self._window.size)
+            tasks = await self._tasks.releasable(
+                transaction,
+                pool=self._pool,
+                priority=self._priority,
+                window=self._window.size,
+                limit=self._window.batch,
+                busy=busy,
+            )
+            if len(tasks) == self._window.batch:
+                return Choice(tasks)
+            if room <= len(busy) + len(tasks):
+                return Choice(tasks, self._pace(len(tasks)), is_full=True)
+            due = await self._tasks.seconds_to_next(transaction, self._pool, self._priority)
+        # What is on its way, and was marked while we looked, took its room twice.
+        longest = LONGEST_PAUSE if busy else LOOK_SECONDS
+        return Choice(tasks, longest if due is None else min(longest, max(due, 0.0)))
+
+    def _pace(self, filled: int) -> float:
+        """The pause while the queue is full: as short as it empties quickly, so that it never runs dry, and no look is
+        for a handful of tasks."""
+        if filled > self._window.size / 3:
+            self._pause = max(SHORTEST_PAUSE, self._pause / 2)
+        elif filled < self._window.size / 8:
+            self._pause = min(LONGEST_PAUSE, self._pause * 1.5)
+        return self._pause
+
+    async def _settle(self, batch: Batch) -> None:
+        async with self._turn:
+            while not await self._connection.until(batch.answered, CONFIRM_SECONDS):
+                if not self._connection.is_blocked:
+                    raise SilentQueueError(f"{self._queue} has confirmed no message for {CONFIRM_SECONDS:.0f} s.")
+            while batch.confirmed:
+                try:
+                    async with self._database.transaction() as transaction:
+                        await self._tasks.mark_released(transaction, batch.confirmed)
+                    break
+                except CustodyError as error:
+                    log.warning("mark_waits_for_database", queue=self._queue, code=error.code, detail=error.detail)
+                await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+            self._metrics.released.labels(self._pool, self._priority.value).inc(len(batch.confirmed))
+            if batch.nacked:
+                self._metrics.refused.labels(self._pool, "nacked").inc(len(batch.nacked))
+                log.warning("messages_nacked", queue=self._queue, messages=len(batch.nacked))
+                await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+            if batch.returned:
+                self._metrics.refused.labels(self._pool, "returned").inc(len(batch.returned))
+                log.warning("messages_returned", queue=self._queue, messages=len(batch.returned))
+                await self._look_after_it()
+            self._on_their_way.remove(batch)

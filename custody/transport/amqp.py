@@ -1,0 +1,318 @@
+"""The transport of a fleet: RabbitMQ hands out messages that name tasks, the task rows decide what comes of them."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import structlog
+
+from custody.database import Database
+from custody.messages import MessageError, decode
+from custody.tasks import Claim, Ended, Offer, Tasks
+from custody.transport import Delivery
+from custody.transport.connection import Amqp, Arrival, Channel, Connection, QueueError
+from custody.transport.topology import find, queue_of
+from custody.wire import Priority
+
+log = structlog.get_logger()
+
+LOOK_AGAIN_SECONDS = 1.0
+"""Pause before a queue that is not there is looked for again."""
+
+
+@dataclass(eq=False)
+class Message:
+    """One that came and was not settled yet: `tag` is its number on the channel of `intake`."""
+
+    offer: Offer
+    intake: "Intake"
+    tag: int
+
+
+@dataclass(frozen=True)
+class QueuedDelivery(Delivery):
+    message: Message
+
+
+class AmqpTransport:
+    """`prefetch`: messages of each class held at once, those being worked on included. `follow`: told of tasks whose
+    last attempt died with another worker, so that their jobs end. `rejected`: told why a message was none of ours.
+
+    Messages are taken from a queue from the first `receive` of its class on, and no longer after a `give_back`, until
+    the next. While RabbitMQ is away, `receive` gives nothing, and what is held is worked on all the same: its end is
+    in the database, and when the same message comes again it is void."""
+
+    def __init__(
+        self,
+        amqp: Amqp,
+        database: Database,
+        tasks: Tasks,
+        *,
+        pool: str,
+        worker: str,
+        prefetch: int,
+        follow: Callable[[list[Ended]], Awaitable[None]],
+        rejected: Callable[[str], None],
+    ) -> None:
+        self._amqp = amqp
+        self._database = database
+        self._tasks = tasks
+        self._pool = pool
+        self._worker = worker
+        self._follow = follow
+        self._held: dict[UUID, QueuedDelivery] = {}
+        self._feeds = {priority: Feed(pool, priority, prefetch, self._is_held, rejected) for priority in Priority}
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._keeping = asyncio.create_task(self._amqp.keep(self._feed), name="amqp")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._keeping:
+            for feed in self._feeds.values():
+                await feed.stop()
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+
+    async def receive(self, priority: Priority, limit: int, wait_seconds: float) -> Sequence[Delivery]:
+        assert self._keeping is not None
+        if self._keeping.done():
+            # It ends by nothing that was foreseen: a worker that went on would receive nothing for ever.
+            self._keeping.result()
+        feed = self._feeds[priority]
+        deadline = asyncio.get_running_loop().time() + wait_seconds
+        while True:
+            messages = await feed.take(limit, deadline)
+            if not messages:
+                return []
+            try:
+                claims, ended = await self._claim(messages)
+            except BaseException:
+                feed.put_back(messages)
+                raise
+            # Of one task's messages, if there are several, the last: the others are void as well.
+            by_task = {message.offer.task_id: message for message in messages}
+            deliveries = [QueuedDelivery(claim, by_task[claim.task_id]) for claim in claims]
+            self._held |= {delivery.claim.task_id: delivery for delivery in deliveries}
+            kept = {delivery.message for delivery in deliveries}
+            for message in messages:
+                if message not in kept:
+                    message.intake.settle(message.tag)
+            await self._follow(ended)
+            if deliveries:
+                return deliveries
+
+    async def settle(self, delivery: Delivery) -> None:
+        assert isinstance(delivery, QueuedDelivery)
+        self._forget(delivery)
+        delivery.message.intake.settle(delivery.message.tag)
+
+    async def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        for feed in self._feeds.values():
+            await feed.stop()
+        async with self._database.transaction() as transaction:
+            await self._tasks.give_back(transaction, [delivery.claim for delivery in deliveries])
+        for delivery in deliveries:
+            assert isinstance(delivery, QueuedDelivery)
+            self._forget(delivery)
+            delivery.message.intake.requeue(delivery.message.tag)
+
+    async def _claim(self, messages: Sequence[Message]) -> tuple[list[Claim], list[Ended]]:
+        offers = [message.offer for message in messages]
+        async with self._database.transaction() as transaction:
+            return await self._tasks.claim(transaction, offers, pool=self._pool, worker=self._worker)
+
+    async def _feed(self, connection: Connection) -> None:
+        async with asyncio.TaskGroup() as group:
+            for feed in self._feeds.values():
+                group.create_task(feed.run(connection))
+            group.create_task(connection.until_lost())
+
+    def _is_held(self, message: Message) -> bool:
+        """Whether this worker holds the task already. Then either its message has come again through a new connection,
+        and is the one to settle from now on, or it is a second one, and void."""
+        delivery = self._held.get(message.offer.task_id)
+        if delivery is None:
+            return False
+        if delivery.message.intake.is_open:
+            message.intake.settle(message.tag)
+        else:
+            delivery.message.intake, delivery.message.tag = message.intake, message.tag
+        return True
+
+    def _forget(self, delivery: QueuedDelivery) -> None:
+        if self._held.get(delivery.claim.task_id) is delivery:
+            del self._held[delivery.claim.task_id]
+
+
+class Feed:
+    """The messages of one queue on their way into this worker. `is_held`: whether a message that came again is one that
+    the worker has in its hands."""
+
+    def __init__(
+        self,
+        pool: str,
+        priority: Priority,
+        prefetch: int,
+        is_held: Callable[[Message], bool],
+        rejected: Callable[[str], None],
+    ) -> None:
+        self._pool = pool
+        self._priority = priority
+        self._prefetch = prefetch
+        self._is_held = is_held
+        self._rejected = rejected
+        self._arrived: deque[Message] = deque()
+        self._arrival = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._intake: Intake | None = None
+
+    async def run(self, connection: Connection) -> None:
+        """Takes messages in whenever they are wanted, on one channel. Raises `QueueError` when that is closed."""
+        channel = await connection.channel()
+        intake = self._intake = Intake(channel)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(channel.until_closed())
+                group.create_task(self._consume(connection, intake))
+        finally:
+            # What was taken in and not settled comes again, to this worker or another.
+            self._intake = None
+            intake.is_open = False
+            self._arrived.clear()
+
+    async def take(self, limit: int, deadline: float) -> list[Message]:
+        """Up to `limit` messages; none when `deadline` has come before any."""
+        self._wanted.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while not self._arrived:
+                    self._arrival.clear()
+                    await self._arrival.wait()
+        return [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
+
+    def put_back(self, messages: Sequence[Message]) -> None:
+        self._arrived.extendleft(message for message in reversed(messages) if message.intake is self._intake)
+
+    async def stop(self) -> None:
+        """Takes nothing more in, and lets others have what nobody here took, until somebody takes again."""
+        self._wanted.clear()
+        if self._intake:
+            with suppress(QueueError):
+                await self._intake.cancel()
+            self._intake.flush()
+        self._requeue_arrived()
+        self._ended.set()
+
+    async def _consume(self, connection: Connection, intake: "Intake") -> None:
+        queue = queue_of(self._pool, self._priority)
+        while True:
+            await self._wanted.wait()
+            self._ended.clear()
+            if await find(connection, self._pool, self._priority) is None:
+                log.warning("queue_missing", queue=queue, advice="A relay makes it: start `wharf relay`.")
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                continue
+            await intake.consume(queue, self._prefetch, self._on_arrival, self._ended.set)
+            if self._wanted.is_set():
+                await self._ended.wait()
+            else:
+                await intake.cancel()
+                self._requeue_arrived()
+
+    def _requeue_arrived(self) -> None:
+        while self._arrived:
+            message = self._arrived.popleft()
+            message.intake.requeue(message.tag)
+
+    def _on_arrival(self, arrival: Arrival) -> None:
+        intake = self._intake
+        assert intake is not None
+        intake.arrived(arrival.tag)
+        try:
+            task = decode(arrival.body, model=self._pool).task
+        except MessageError as error:
+            log.warning("message_rejected", queue=arrival.queue, reason=error.reason, bytes=len(arrival.body))
+            self._rejected(error.reason)
+            intake.reject(arrival.tag)
+            return
+        message = Message(Offer(task, arrival.redelivered), intake, arrival.tag)
+        if not self._is_held(message):
+            self._arrived.append(message)
+            self._arrival.set()
+
+
+class Intake:
+    """One channel that messages come through, and what is still to be said of them. Once it is closed nothing is: the
+    server hands them out again."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.is_open = True
+        self._channel = channel
+        self._consumer: str | None = None
+        self._settled: dict[int, bool] = {}
+        self._flushing = False
+
+    async def consume(
+        self,
+        queue: str,
+        prefetch: int,
+        on_arrival: Callable[[Arrival], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        def ended() -> None:
+            self._consumer = None
+            on_end()
+
+        self._consumer = await self._channel.consume(queue, prefetch, on_arrival, ended)
+
+    async def cancel(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer:
+            await self._channel.cancel(consumer)
+
+    def arrived(self, tag: int) -> None:
+        self._settled[tag] = False
+
+    def settle(self, tag: int) -> None:
+        """Acknowledged with all others that are settled in the same turn of the loop."""
+        if self.is_open:
+            self._settled[tag] = True
+            if not self._flushing:
+                self._flushing = True
+                asyncio.get_running_loop().call_soon(self.flush)
+
+    def requeue(self, tag: int) -> None:
+        self._say(tag, self._channel.requeue)
+
+    def reject(self, tag: int) -> None:
+        self._say(tag, self._channel.reject)
+
+    def _say(self, tag: int, verdict: Callable[[int], None]) -> None:
+        # Where the channel has closed, the server knows already that the message was not settled.
+        if self.is_open and self._settled.pop(tag, None) is not None:
+            with suppress(QueueError):
+                verdict(tag)
+
+    def flush(self) -> None:
+        self._flushing = False
+        settled = [tag for tag, is_settled in self._settled.items() if is_settled]
+        oldest_open = next((tag for tag, is_settled in self._settled.items() if not is_settled), None)
+        together = [tag for tag in settled if oldest_open is None or tag < oldest_open]
+        for tag in settled:
+            del self._settled[tag]
+        if self.is_open:
+            with suppress(QueueError):
+                if together:
+                    self._channel.ack(together[-1], multiple=True)
+                for tag in settled[len(together) :]:
+                    self._channel.ack(tag)

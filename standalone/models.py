@@ -1,0 +1,80 @@
+"""`wharf models add`: a model of the `wharf up` of this machine, or of the service that the environment names."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from custody.errors import CustodyError, StartError
+from custody.settings import load
+from custody.telemetry import configure_logging
+from inference_worker.adding import Added
+from inference_worker.adding import add as add_model
+from standalone.folder import socket_of_running
+from standalone.postgres import url_on
+from wharfinger import discovery
+
+
+class AddSettings(BaseSettings):
+    """As workers read them, but that what is missing is looked for in the folder of `wharf up`."""
+
+    model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
+
+    database_url: SecretStr | None = None
+    volume: Path | None = Field(default=None, examples=["/srv/wharf"])
+    engine: str = "openvino"
+
+
+def add(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An .onnx, an OpenVINO .xml with its .bin, or a .pt")],
+    name: Annotated[str | None, typer.Option(help="Its name; otherwise its file's")] = None,
+    engine: Annotated[str | None, typer.Option(help="The engine that is to serve it (WHARF_ENGINE)")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder of `wharf up`, if not the usual one")] = None,
+) -> None:
+    """Put a model on the service's volume and register it, so that workers can serve it by its name.
+
+    A .pt is exported to ONNX and OpenVINO first, which needs the extra ultralytics.
+    It is a pickle: add only what you trained, or whose makers you trust.
+
+    Works on the `wharf up` of this machine, or on what WHARF_DATABASE_URL, of a
+    worker's role, and WHARF_VOLUME name.
+    """
+    try:
+        settings = load(AddSettings, **({"engine": engine} if engine else {}))
+        configure_logging(process="models", format="text", level="error")
+        url, volume = _service(settings, data)
+        added = asyncio.run(
+            add_model(file.absolute(), name=name, database_url=url, volume=volume, engine=settings.engine)
+        )
+    except StartError as error:
+        sys.exit(f"wharf models add: {error}")
+    except CustodyError as error:
+        sys.exit(f"wharf models add: {error.detail}")
+    _tell(added)
+
+
+def _service(settings: AddSettings, data: Path | None) -> tuple[str, Path]:
+    if data is None and settings.database_url is not None:
+        if settings.volume is None:
+            raise StartError("WHARF_VOLUME is not set; for example WHARF_VOLUME=/srv/wharf")
+        return settings.database_url.get_secret_value(), settings.volume
+    folder = data or discovery.current_data_folder()
+    running = socket_of_running(folder / "postgres")
+    if running is None:
+        raise StartError(
+            f"no service runs in {folder}. Start it with `wharf up`, or set WHARF_DATABASE_URL, for example "
+            "postgresql://wharf_worker:SECRET@postgres:5432/wharf, and WHARF_VOLUME."
+        )
+    return url_on(running, "wharf_worker", "wharf"), folder / "volume"
+
+
+def _tell(added: Added) -> None:
+    model, found = added.model, added.description
+    typer.echo(f"{model.name} version {model.version}: {found.task}, {len(found.classes)} classes, ", nl=False)
+    typer.echo(f"input {found.input_width} x {found.input_height}")
+    typer.echo(f"digest {model.digest}")
+    typer.echo(f"Serve it: wharf worker --model {model.name}, or wharf up --model {model.name}")
