@@ -6,9 +6,12 @@ MODEL ?=
 IMAGE ?=
 DATA ?= data
 PORT ?= 8000
+SCENARIO ?=
+ROUNDS ?= 5
+JSON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up check setup schema test-ultralytics
+.PHONY: help demo test up bench check setup schema test-ultralytics
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +26,9 @@ test: setup ## Run all tests, on the embedded Postgres and on Debian's, with Deb
 
 up: setup ## Run the service on this machine until Ctrl-C: DATA=folder PORT=number
 	@$(BIN)/wharf up --data "$(DATA)" --port $(PORT) $(if $(MODEL),--model "$(MODEL)")
+
+bench: setup ## Measure what bench/README.md tells: SCENARIO="a d release" ROUNDS=number JSON=file
+	@.ci/with-rabbitmq $(BIN)/python -m bench $(SCENARIO) --rounds $(ROUNDS) $(if $(JSON),--json "$(JSON)")
 
 check: setup ## Lint, types, architecture rules, generated contracts
 	@$(BIN)/ruff check .
@@ -43,12 +49,12 @@ setup: .venv/ready ## Make the environment in .venv
 	@touch $@
 
 # torch takes 6 GB: an environment of its own, which nothing else needs.
-test-ultralytics: .venv-ultralytics/ready ## Compare our engine with ultralytics, box by box (installs torch, 6 GB)
-	@.venv-ultralytics/bin/python -m pytest tests/ultralytics
+test-ultralytics: .venv-ultralytics/ready ## Test the ultralytics engine, and ours against it, box by box (installs torch, 6 GB)
+	@.venv-ultralytics/bin/python -m pytest tests/ultralytics tests/contract/test_engine_contract.py
 
 .venv-ultralytics/ready: pyproject.toml constraints.txt constraints-ultralytics.txt
 	@echo "Setting up .venv-ultralytics (some minutes: torch has 6 GB)"
 	@$(PYTHON) -m venv .venv-ultralytics
 	@.venv-ultralytics/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -c constraints-ultralytics.txt -e '.[worker,dev,ultralytics]'
+		-c constraints.txt -c constraints-ultralytics.txt -e '.[standalone,dev,ultralytics]'
 	@touch $@

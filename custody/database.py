@@ -1,7 +1,8 @@
 """The connection pool, and the transaction every statement of the service runs in."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -15,7 +16,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from custody.errors import CustodyError, StartError
 
 Transaction = AsyncConnection[DictRow]
-"""A connection inside an open transaction: what the store methods take. The caller opens it; none of them commits."""
+"""A connection inside an open transaction, or one of `Database.statements`: what the store methods take. The caller
+opens it; none of them commits."""
 
 UNAVAILABLE = (
     psycopg.OperationalError,
@@ -26,11 +28,10 @@ UNAVAILABLE = (
 UNAVAILABLE_CLASSES = ("08", "53", "55", "57")
 """Of SQLSTATE: connection lost, no resources, locked by others for too long, server going down."""
 
-BEGIN = """
-    SELECT set_config('wharf.tenant', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
-           set_config('lock_timeout', '20s', true)
-"""
-"""Opens every transaction. Nobody waits, or lets others wait, for ever: for a volume that hangs, say."""
+BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {idle:d}; SET LOCAL lock_timeout = '20s'"
+SEE_FROM_NOW = "; SET LOCAL wharf.tenant = '{tenant}'"
+"""These open every transaction, in one message. Nobody waits, or lets others wait, for ever: for a volume that hangs,
+say."""
 
 SEE_AS = "SELECT set_config('wharf.tenant', %s, true)"
 """From this statement to its end, the transaction sees what row-level security lets this tenant see."""
@@ -55,9 +56,11 @@ class Database:
         self._role = role
         self._size = size
         self._idle_milliseconds = round(idle_seconds * 1000)
+        self._checking: asyncio.Task[None] | None = None
         self._pool = AsyncConnectionPool[Transaction](
             url,
-            kwargs={"row_factory": dict_row, "application_name": name},
+            # Transactions are begun by a statement of ours.
+            kwargs={"row_factory": dict_row, "application_name": name, "autocommit": True},
             min_size=1,
             max_size=size,
             timeout=5,
@@ -80,6 +83,9 @@ class Database:
         await self._pool.open()
 
     async def close(self) -> None:
+        if self._checking:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
         await self._pool.close()
 
     @asynccontextmanager
@@ -88,7 +94,7 @@ class Database:
         relies on every statement seeing what was committed before it began.
 
         Raises `CustodyError("database_unavailable")` where the server does not answer or goes away."""
-        try:
+        with _told("Nothing was changed; try again shortly."):
             connection = await self._begin(tenant)
             try:
                 yield connection
@@ -99,22 +105,32 @@ class Database:
                 raise
             finally:
                 await self._pool.putconn(connection)
-        except psycopg.Error as error:
-            if not (isinstance(error, UNAVAILABLE) or (error.sqlstate or "")[:2] in UNAVAILABLE_CLASSES):
+
+    @asynccontextmanager
+    async def statements(self) -> AsyncIterator[Transaction]:
+        """A connection on which each statement is a transaction by itself, which saves two messages each time. For
+        roles that see all tenants, and for statements that may be done twice: where the server goes away, nobody
+        knows whether the last one was done. Raises `CustodyError("database_unavailable")`."""
+        with _told("What was asked last may have been done; asking again does no harm."):
+            connection = await self._pool.getconn()
+            try:
+                yield connection
+            except psycopg.OperationalError:
+                # After a restart of the server every pooled connection is broken: they are replaced together.
+                if self._checking is None or self._checking.done():
+                    self._checking = asyncio.create_task(self._pool.check(), name="check-connections")
                 raise
-            raise CustodyError(
-                "database_unavailable",
-                f"The database does not answer ({type(error).__name__}). Nothing was changed; try again shortly.",
-                retry_after=2,
-            ) from error
+            finally:
+                await self._pool.putconn(connection)
 
     async def _begin(self, tenant: UUID | None) -> Transaction:
         # After a restart of the server every pooled connection is broken. Each is found out here, by the statement
         # that opens the transaction, and the next one tried: nothing has been asked for yet, so nothing is doubled.
+        begin = BEGIN.format(idle=self._idle_milliseconds) + (SEE_FROM_NOW.format(tenant=tenant) if tenant else "")
         for spare in reversed(range(self._size + 1)):
             connection = await self._pool.getconn()
             try:
-                await connection.execute(BEGIN, [str(tenant or ""), str(self._idle_milliseconds)])
+                await connection.execute(begin.encode())
             except BaseException as error:
                 with suppress(psycopg.Error):
                     await connection.rollback()
@@ -124,6 +140,21 @@ class Database:
                 raise
             return connection
         raise AssertionError("unreachable: the last try returns or raises")
+
+
+@contextmanager
+def _told(consequence: str) -> Iterator[None]:
+    """Errors of a server that is away, as `CustodyError`."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if not (isinstance(error, UNAVAILABLE) or (error.sqlstate or "")[:2] in UNAVAILABLE_CLASSES):
+            raise
+        raise CustodyError(
+            "database_unavailable",
+            f"The database does not answer ({type(error).__name__}). {consequence}",
+            retry_after=2,
+        ) from error
 
 
 async def _commit(connection: Transaction) -> None:

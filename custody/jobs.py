@@ -28,10 +28,10 @@ from custody.wire import (
 )
 
 INLINE_RESULTS = 100
-"""A job of up to so many inputs carries its results, unless they hold more than `PAGE_DETECTIONS`."""
+"""A job of up to so many inputs carries its results, unless their detections are larger than `PAGE_BYTES`."""
 
-PAGE_DETECTIONS = 20_000
-"""Detections in one answer, a few megabytes; the page that passes it ends there."""
+PAGE_BYTES = 4 << 20
+"""Of detections in one answer: some 30,000 boxes, or a thousand masks. The page that passes it ends there."""
 
 COUNT_AGAIN_SECONDS = 1.0
 """An open job's progress is counted at most this often, however many watch it."""
@@ -188,22 +188,22 @@ class Jobs:
         self, transaction: Transaction, job_id: UUID, *, after: int | None, limit: int
     ) -> list[InputResult]:
         """In the order of the inputs; `after`: the last input of the page before. A page ends before `limit` where its
-        detections would be more than `PAGE_DETECTIONS`, but has one result at least."""
+        detections would pass `PAGE_BYTES`, but has one result at least."""
         found = await transaction.execute(
             f"""
             SELECT * FROM (
             SELECT t.input, {SEEN_STATE} AS state, t.file_id, t.filename, t.sha256, t.width, t.height,
                    t.attempt - t.spared AS attempts, t.error_code, t.error_detail, j.parameters,
                    r.model, r.model_version, r.model_digest, r.detections, r.timings,
-                   sum(jsonb_array_length(r.detections)) OVER (
-                       ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS detections_before
+                   sum(octet_length(r.detections::text)) OVER (
+                       ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
             FROM wharf.tasks t
             JOIN wharf.jobs j ON j.id = t.job_id
             LEFT JOIN wharf.results r ON r.task_id = t.id
             WHERE t.job_id = %s AND t.input > %s ORDER BY t.input LIMIT %s
-            ) page WHERE coalesce(detections_before, 0) < %s ORDER BY input
+            ) page WHERE coalesce(bytes_before, 0) < %s ORDER BY input
             """,
-            [job_id, -1 if after is None else after, limit, PAGE_DETECTIONS],
+            [job_id, -1 if after is None else after, limit, PAGE_BYTES],
         )
         return [_result(row) for row in await found.fetchall()]
 

@@ -186,8 +186,8 @@ class Consumer:
         self._make_room()
 
     async def _end(self, claim: Claim, outcome: Outcome) -> None:
-        async with self._database.transaction() as transaction:
-            state = await self._write_end(transaction, claim, outcome)
+        async with self._database.statements() as statements:
+            state = await self._write_end(statements, claim, outcome)
         self._metrics.tasks.labels(self._model.name, state).inc()
         log.info("task_ended", state=state, attempt=claim.attempt, code=getattr(outcome, "code", None))
         if state == "queued":
@@ -196,8 +196,8 @@ class Consumer:
                 self._notices.tell(tasks_queued(self._model.name, priority))
             return
         # Also where it is void: it may be the first try's end, cut off before the finish.
-        async with self._database.transaction() as transaction:
-            job_has_ended = await self._jobs.finish(transaction, claim.job_id)
+        async with self._database.statements() as statements:
+            job_has_ended = await self._jobs.finish(statements, claim.job_id)
         if job_has_ended:
             self._notices.tell(job_ended(claim.job_id))
 
@@ -244,8 +244,8 @@ class Consumer:
             if not held:
                 continue
             try:
-                async with self._database.transaction() as transaction:
-                    ours = await self._tasks.extend(transaction, [one.claim for one in held])
+                async with self._database.statements() as statements:
+                    ours = await self._tasks.extend(statements, [one.claim for one in held])
             except CustodyError as error:
                 log.warning("leases_not_extended", code=error.code, detail=error.detail)
                 continue

@@ -147,11 +147,11 @@ class Release:
 
     async def _choose(self) -> Choice:
         busy = [task.task_id for batch in self._on_their_way for task in batch.tasks]
-        async with self._database.transaction() as transaction:
+        async with self._database.statements() as statements:
             # Asked before: asked after, the room that workers have made meanwhile would look like a want of tasks.
-            room = await self._tasks.room(transaction, self._pool, self._priority, self._window.size)
+            room = await self._tasks.room(statements, self._pool, self._priority, self._window.size)
             tasks = await self._tasks.releasable(
-                transaction,
+                statements,
                 pool=self._pool,
                 priority=self._priority,
                 window=self._window.size,
@@ -162,7 +162,7 @@ class Release:
                 return Choice(tasks)
             if room <= len(busy) + len(tasks):
                 return Choice(tasks, self._pace(len(tasks)), is_full=True)
-            due = await self._tasks.seconds_to_next(transaction, self._pool, self._priority)
+            due = await self._tasks.seconds_to_next(statements, self._pool, self._priority)
         # What is on its way, and was marked while we looked, took its room twice.
         longest = LONGEST_PAUSE if busy else LOOK_SECONDS
         return Choice(tasks, longest if due is None else min(longest, max(due, 0.0)))
@@ -183,8 +183,8 @@ class Release:
                     raise SilentQueueError(f"{self._queue} has confirmed no message for {CONFIRM_SECONDS:.0f} s.")
             while batch.confirmed:
                 try:
-                    async with self._database.transaction() as transaction:
-                        await self._tasks.mark_released(transaction, batch.confirmed)
+                    async with self._database.statements() as statements:
+                        await self._tasks.mark_released(statements, batch.confirmed)
                     break
                 except CustodyError as error:
                     log.warning("mark_waits_for_database", queue=self._queue, code=error.code, detail=error.detail)
@@ -199,3 +199,5 @@ class Release:
                 log.warning("messages_returned", queue=self._queue, messages=len(batch.returned))
                 await self._look_after_it()
             self._on_their_way.remove(batch)
+            if batch.nacked or batch.returned:
+                self._notices.tell(tasks_queued(self._pool, self._priority))

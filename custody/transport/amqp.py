@@ -118,8 +118,8 @@ class AmqpTransport:
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
         for feed in self._feeds.values():
             await feed.stop()
-        async with self._database.transaction() as transaction:
-            await self._tasks.give_back(transaction, [delivery.claim for delivery in deliveries])
+        async with self._database.statements() as statements:
+            await self._tasks.give_back(statements, [delivery.claim for delivery in deliveries])
         for delivery in deliveries:
             assert isinstance(delivery, QueuedDelivery)
             self._forget(delivery)
@@ -127,8 +127,8 @@ class AmqpTransport:
 
     async def _claim(self, messages: Sequence[Message]) -> tuple[list[Claim], list[Ended]]:
         offers = [message.offer for message in messages]
-        async with self._database.transaction() as transaction:
-            return await self._tasks.claim(transaction, offers, pool=self._pool, worker=self._worker)
+        async with self._database.statements() as statements:
+            return await self._tasks.claim(statements, offers, pool=self._pool, worker=self._worker)
 
     async def _feed(self, connection: Connection) -> None:
         async with asyncio.TaskGroup() as group:

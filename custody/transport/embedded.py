@@ -28,16 +28,16 @@ class EmbeddedTransport:
         return [Delivery(claim) for claim in claims]
 
     async def _claim(self, priority: Priority, limit: int) -> Sequence[Claim]:
-        async with self._database.transaction() as transaction:
+        async with self._database.statements() as statements:
             return await self._tasks.claim_next(
-                transaction, pool=self._pool, priority=priority, worker=self._worker, limit=limit
+                statements, pool=self._pool, priority=priority, worker=self._worker, limit=limit
             )
 
     async def settle(self, delivery: Delivery) -> None:
         """The task row is the queue: its end was the acknowledgement."""
 
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        async with self._database.transaction() as transaction:
-            await self._tasks.give_back(transaction, [delivery.claim for delivery in deliveries])
+        async with self._database.statements() as statements:
+            await self._tasks.give_back(statements, [delivery.claim for delivery in deliveries])
         for priority in Priority:
             self._notices.tell(tasks_queued(self._pool, priority))

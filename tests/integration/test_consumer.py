@@ -286,10 +286,14 @@ async def test_an_end_that_was_cut_off_in_the_middle_is_written_again(domain, ac
     class CutOffTwice(Tasks):
         async def succeed(self, transaction, claim, **result) -> bool:
             nonlocal cuts
-            written = await super().succeed(transaction, claim, **result)
-            if cuts < 2:
-                cuts += 1
+            cuts += 1
+            if cuts == 1:
+                # Before it is done,
                 domain.rows("SELECT pg_terminate_backend(%s)", [transaction.info.backend_pid])
+            written = await super().succeed(transaction, claim, **result)
+            if cuts == 2:
+                # and after it was, with the answer lost.
+                raise psycopg.OperationalError
             return written
 
     async def look(work: Work) -> Outcome:
@@ -297,7 +301,7 @@ async def test_an_end_that_was_cut_off_in_the_middle_is_written_again(domain, ac
 
     async with worker.running(look, kind_of_tasks=CutOffTwice):
         ended = await until_ended(domain, acme, job)
-    assert cuts == 2
+    assert cuts == 3
     assert (ended.state, ended.results[0].attempts) == (JobState.SUCCEEDED, 1)
     assert domain.rows("SELECT attempt FROM wharf.results") == [{"attempt": 1}]
 
@@ -517,6 +521,7 @@ async def test_a_picture_that_takes_its_worker_along_fails_and_costs_its_neighbo
     jobs = [await domain.submit(acme) for _ in range(6)]
     [row] = domain.rows("SELECT id FROM wharf.tasks WHERE job_id = %s", [jobs[2]])
     poison = row["id"]
+    reconciler = Reconciler(domain.worker, domain.tasks, domain.jobs, worker._notices, every_seconds=1)
     deaths = 0
     dying = asyncio.Event()
 
@@ -535,10 +540,7 @@ async def test_a_picture_that_takes_its_worker_along_fails_and_costs_its_neighbo
             await victim.die()
         deaths += 1
         await domain.expire_leases()
-        async with domain.worker.transaction() as transaction:
-            ended = await domain.tasks.requeue_expired(transaction)
-        for one in ended:
-            await domain.finish(one.job_id)
+        await reconciler.run_once()
     assert deaths == 3
 
     async def well(work: Work) -> Outcome:

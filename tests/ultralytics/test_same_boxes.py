@@ -3,8 +3,6 @@
 Runs only where ultralytics is installed: `make test-ultralytics` makes an environment of its own for it."""
 
 import io
-import os
-import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -21,23 +19,19 @@ from inference_worker.decode import decode
 from inference_worker.engines.openvino import OpenVINOEngine
 from inference_worker.engines.yolo import Letterbox, dense, end_to_end
 from tests.support.shared import BUS, SHARED, YOLO11N, ZIDANE, needs_shared
+from tests.ultralytics.agreement import CONFIDENCE_ERROR, pixels
 
-# Before the import: nothing is looked up, installed or written outside.
-os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_VERBOSE": "0", "ULTRALYTICS_SAFE_LOAD": "1"}
-os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics-")
+# First of all: it sets what ultralytics reads as it is imported, so that nothing is looked up or installed.
+pytest.importorskip("inference_worker.engines.ultralytics")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    ultralytics = pytest.importorskip("ultralytics")
     import torch
+    import ultralytics
     from ultralytics.data.augment import LetterBox
     from ultralytics.utils.nms import non_max_suppression
     from ultralytics.utils.ops import scale_boxes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-CONFIDENCE_ERROR = 0.0005
-PIXEL_ERROR = 0.05
-"""In pixels of the network's input. Sums of float32 in another order; measured: 0.000005 and 0.002."""
 
 SIZES = [
     (810, 1080),
@@ -105,13 +99,12 @@ def test_every_box_agrees(weights: str, conf: float, iou: float, max_detections:
     for name, data in photos().items():
         mine = found_by_us(data, 6 if name == "bus-on-its-side" else 1, parameters)
         other, size = found_by_them(weights, tmp_path / name, data, parameters)
-        pixels = PIXEL_ERROR * max(max(size) / 640, 1)
         assert len(mine) == len(other), name
         assert (name == "black") == (not other)
         for box, twin in zip(mine, other, strict=True):
             assert box.class_id == twin.class_id, name
             assert box.confidence == pytest.approx(twin.confidence, abs=CONFIDENCE_ERROR), name
-            assert box.box == pytest.approx(twin.box, abs=pixels), name
+            assert box.box == pytest.approx(twin.box, abs=pixels(*size)), name
 
 
 def found_by_us(data: bytes, orientation: int, parameters: Parameters) -> list[Found]:
