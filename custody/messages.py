@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from uuid import UUID
 
-from custody.tasks import Releasable
+from custody.releases import Releasable
 from custody.volume import blob_path
 
 TYPE = "wharf.task.v1"

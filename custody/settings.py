@@ -48,6 +48,8 @@ class VolumeSettings(BaseSettings):
 class QueueSettings(BaseSettings):
     """How to reach RabbitMQ. Each file wins over what the URL says, and is read again for each connection."""
 
+    model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
+
     amqp_url: SecretStr | None = Field(
         default=None,
         description="RabbitMQ, amqp:// or amqps://. If unset, workers take their tasks from PostgreSQL, without relays",

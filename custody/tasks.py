@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 
 from custody.database import Transaction
 from custody.instance import HOLDS_ITS_NAME
+from custody.turns import IN_TURN, JOB_IS_OPEN, POOL_RUNS, READY
 from custody.volume import blob_path
 from custody.wire import Detection, ModelReference, Parameters, Priority, Timings
 
@@ -21,51 +22,7 @@ CLAIMED = """
     t.error_code IS NOT DISTINCT FROM 'worker_lost' AS alone
 """
 
-# No EXISTS: as a join, the planner may begin with the open jobs and sort all that is queued, for each claim.
-JOB_IS_OPEN = """
-    (SELECT j.state = 'open' AND (j.expires_at IS NULL OR j.expires_at > now())
-     FROM wharf.jobs j WHERE j.id = t.job_id)
-"""
-
-POOL_RUNS = "NOT EXISTS (SELECT FROM wharf.pools p WHERE p.name = %(pool)s AND p.state = 'paused')"
-
-READY = f"""
-    t.pool = %(pool)s AND t.class = %(class)s AND t.state = 'queued' AND t.released_at IS NULL
-    AND t.not_before <= now() AND {JOB_IS_OPEN}
-"""
-
-# The tasks that come next, tenant by tenant in turn, so that nobody's 100,000 inputs keep others waiting: a tenant's
-# first one has the turn after those that it has in flight already, its second the turn after that. The tenants that
-# wait are found by skipping through the index, not by reading all that is queued. `in_flight` comes before it.
-IN_TURN = f"""
-    waiting (tenant_id) AS (
-        (SELECT t.tenant_id FROM wharf.tasks t WHERE {READY} AND {POOL_RUNS} ORDER BY t.tenant_id LIMIT 1)
-        UNION ALL
-        SELECT next.tenant_id FROM waiting w CROSS JOIN LATERAL (
-            SELECT t.tenant_id FROM wharf.tasks t WHERE {READY} AND t.tenant_id > w.tenant_id
-            ORDER BY t.tenant_id LIMIT 1
-        ) next
-    ),
-    in_turn AS MATERIALIZED (
-        SELECT task.id, coalesce(f.tasks, 0) + row_number() OVER (PARTITION BY w.tenant_id ORDER BY task.id) AS turn
-        FROM waiting w
-        LEFT JOIN in_flight f USING (tenant_id)
-        CROSS JOIN LATERAL (
-            SELECT t.id FROM wharf.tasks t
-            WHERE {READY} AND t.tenant_id = w.tenant_id AND t.id <> ALL (%(busy)s)
-            ORDER BY t.id LIMIT (SELECT least(%(candidates)s, ceil(2.0 * %(candidates)s / count(*))) FROM waiting)
-        ) task
-        ORDER BY turn, task.id LIMIT %(candidates)s
-    )
-"""
-
 ENDED = "t.job_id, t.pool, t.class, t.state"
-
-OVERLOOKED = """
-    t.state = 'queued' AND t.pool = %(pool)s AND t.class = %(class)s
-    AND t.released_at < now() - greatest(make_interval(secs => %(least)s), 3 * (
-        SELECT max(r.claimed_at - r.released_at) FROM wharf.tasks r WHERE r.state = 'running' AND r.pool = %(pool)s))
-"""
 
 # Claims what `next` has locked.
 CLAIM = f"""
@@ -130,20 +87,6 @@ class Offer:
     redelivered: bool
 
 
-@dataclass(frozen=True)
-class Releasable:
-    """A task that is ready to be put into its pool's queue, and all that a message says of it."""
-
-    task_id: UUID
-    tenant_id: UUID
-    model: str
-    sha256: bytes
-    size: int
-    media_type: str
-    attempt: int
-    traceparent: str | None
-
-
 class Tasks:
     """`lease_seconds`: how long a silent worker keeps its tasks; `max_attempts`: tries before a task fails."""
 
@@ -187,8 +130,7 @@ class Tasks:
         last attempt died with another worker. The messages of all others are void.
 
         A redelivered task is taken over at once where the worker that held it is gone; where it lives, it has only
-        lost its queue, and goes on. What is queued and may not begin now, its pool being paused say, is no longer
-        released: it will be again when its time has come."""
+        lost its queue, and goes on."""
         lost = [offer.task_id for offer in offers if offer.redelivered]
         ended = []
         if lost:
@@ -207,8 +149,6 @@ class Tasks:
             {**self._claiming(pool, worker), "offered": [offer.task_id for offer in offers]},
         )
         claims = {row["id"]: _claim(row) for row in await found.fetchall()}
-        if refused := [offer.task_id for offer in offers if offer.task_id not in claims]:
-            await self.unrelease(transaction, refused)
         in_order = dict.fromkeys(offer.task_id for offer in offers)
         return [claims[task] for task in in_order if task in claims], [one for one in ended if one.state == "failed"]
 
@@ -320,127 +260,6 @@ class Tasks:
         )
         return cancelled.rowcount
 
-    async def releasable(
-        self,
-        transaction: Transaction,
-        *,
-        pool: str,
-        priority: Priority,
-        window: int,
-        limit: int,
-        busy: Sequence[UUID] = (),
-    ) -> list[Releasable]:
-        """Up to `limit` tasks to put into the queue next, so that no more than `window` are there: the tenants in turn,
-        each one's oldest first. `busy` are on their way already."""
-        found = await transaction.execute(
-            f"""
-            WITH RECURSIVE in_flight AS (
-                SELECT t.tenant_id, count(*) AS tasks FROM wharf.tasks t
-                WHERE t.state = 'queued' AND t.released_at IS NOT NULL AND t.pool = %(pool)s AND t.class = %(class)s
-                GROUP BY t.tenant_id
-            ),
-            room AS MATERIALIZED (
-                SELECT greatest(0, least(%(limit)s, %(window)s - %(count)s - coalesce(sum(tasks), 0))) AS tasks
-                FROM in_flight
-            ),
-            {IN_TURN}
-            SELECT t.id, t.tenant_id, t.pool, t.sha256, t.size, t.media_type, t.attempt, j.traceparent
-            FROM in_turn JOIN wharf.tasks t USING (id) JOIN wharf.jobs j ON j.id = t.job_id
-            ORDER BY in_turn.turn, t.id LIMIT (SELECT tasks FROM room)
-            """,
-            {
-                "pool": pool,
-                "class": priority.value,
-                "window": window,
-                "limit": limit,
-                "busy": list(busy),
-                "count": len(busy),
-                "candidates": limit,
-            },
-        )
-        return [_releasable(row) for row in await found.fetchall()]
-
-    async def mark_released(self, transaction: Transaction, released: Sequence[Releasable]) -> None:
-        """The queue has them. Those that were claimed, cancelled or tried in the meantime are past it."""
-        await transaction.execute(
-            """
-            WITH held AS MATERIALIZED (
-                SELECT t.id FROM wharf.tasks t
-                JOIN unnest(%(tasks)s::uuid[], %(attempts)s::int[]) AS published (id, attempt) USING (id, attempt)
-                WHERE t.state = 'queued' AND t.released_at IS NULL ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
-            )
-            UPDATE wharf.tasks t SET released_at = now() FROM held WHERE t.id = held.id
-            """,
-            {"tasks": [task.task_id for task in released], "attempts": [task.attempt for task in released]},
-        )
-
-    async def unrelease(self, transaction: Transaction, tasks: Sequence[UUID]) -> None:
-        """Their messages are gone or void: those that are still queued are to be released again."""
-        await self._unrelease(transaction, "t.id = ANY (%(tasks)s)", {"tasks": list(tasks)})
-
-    async def dispatch_again(self, transaction: Transaction, task: UUID, *, after_seconds: float = 10.0) -> bool:
-        """The queue gave up on the task's message: if it is still queued, it is released again after a while."""
-        changed = await transaction.execute(
-            """
-            UPDATE wharf.tasks SET released_at = NULL, not_before = now() + make_interval(secs => %s)
-            WHERE id = %s AND state = 'queued'
-            """,
-            [after_seconds, task],
-        )
-        return changed.rowcount == 1
-
-    async def unrelease_pool(self, transaction: Transaction, pool: str, priority: Priority | None = None) -> int:
-        """The pool's queue is gone, or there is none any more: all that it held is to be released again."""
-        condition = "t.pool = %(pool)s AND (%(class)s::text IS NULL OR t.class = %(class)s)"
-        return await self._unrelease(transaction, condition, {"pool": pool, "class": priority and priority.value})
-
-    async def overlooked(self, transaction: Transaction, pool: str, priority: Priority, least_seconds: float) -> int:
-        """How many tasks were released long ago and never claimed: longer than `least_seconds`, and than three times
-        what those that run now have waited. They wait in the queue, or the queue has lost them."""
-        found = await transaction.execute(f"SELECT count(*)::int AS tasks FROM wharf.tasks t WHERE {OVERLOOKED}", {
-            "pool": pool, "class": priority.value, "least": least_seconds
-        })  # fmt: skip
-        row = await found.fetchone()
-        assert row is not None
-        return int(row["tasks"])
-
-    async def unrelease_overlooked(
-        self, transaction: Transaction, pool: str, priority: Priority, least_seconds: float
-    ) -> int:
-        """The queue has lost some of the `overlooked`: all of them are to be released again."""
-        return await self._unrelease(
-            transaction, OVERLOOKED, {"pool": pool, "class": priority.value, "least": least_seconds}
-        )
-
-    async def room(self, transaction: Transaction, pool: str, priority: Priority, window: int) -> int:
-        """How many more tasks the queue may hold."""
-        found = await transaction.execute(
-            """
-            SELECT %s - count(*)::int AS room FROM wharf.tasks t
-            WHERE t.state = 'queued' AND t.released_at IS NOT NULL AND t.pool = %s AND t.class = %s
-            """,
-            [window, pool, priority.value],
-        )
-        row = await found.fetchone()
-        assert row is not None
-        return max(0, int(row["room"]))
-
-    async def seconds_to_next(self, transaction: Transaction, pool: str, priority: Priority) -> float | None:
-        """Until the first of the tasks that wait for their time is due; None where none waits. For when all that is
-        ready has been released: it would read it."""
-        found = await transaction.execute(
-            """
-            SELECT extract(epoch FROM min(t.not_before) - now())::float8 AS seconds FROM wharf.tasks t
-            WHERE t.pool = %s AND t.class = %s AND t.state = 'queued' AND t.released_at IS NULL
-              AND t.not_before > now()
-            """,
-            [pool, priority.value],
-        )
-        row = await found.fetchone()
-        assert row is not None
-        seconds: float | None = row["seconds"]
-        return seconds
-
     async def _end_without_result(
         self, transaction: Transaction, claim: Claim, state: str, code: str, detail: str
     ) -> bool:
@@ -472,20 +291,6 @@ class Tasks:
             {"limit": None, **values},
         )
         return [_ended(row) for row in await changed.fetchall()]
-
-    async def _unrelease(self, transaction: Transaction, condition: str, values: dict[str, object]) -> int:
-        changed = await transaction.execute(
-            f"""
-            WITH released AS MATERIALIZED (
-                SELECT t.id FROM wharf.tasks t
-                WHERE t.state = 'queued' AND t.released_at IS NOT NULL AND {condition}
-                ORDER BY t.id FOR UPDATE SKIP LOCKED
-            )
-            UPDATE wharf.tasks t SET released_at = NULL FROM released WHERE t.id = released.id
-            """,
-            values,
-        )
-        return changed.rowcount
 
     def _claiming(self, pool: str, worker: str) -> dict[str, object]:
         return {"pool": pool, "worker": worker, "lease": self.lease_seconds}
@@ -519,16 +324,3 @@ def _claim(row: DictRow) -> Claim:
 
 def _ended(row: DictRow) -> Ended:
     return Ended(row["job_id"], row["pool"], Priority(row["class"]), row["state"])
-
-
-def _releasable(row: DictRow) -> Releasable:
-    return Releasable(
-        task_id=row["id"],
-        tenant_id=row["tenant_id"],
-        model=row["pool"],
-        sha256=row["sha256"],
-        size=row["size"],
-        media_type=row["media_type"],
-        attempt=row["attempt"],
-        traceparent=row["traceparent"],
-    )

@@ -11,7 +11,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from custody import models
+from custody import models, releases
 from custody.database import Database
 from custody.errors import CustodyError, StartError
 from custody.health import HealthServer, Pulse
@@ -51,7 +51,7 @@ def worker(
 
 
 async def serve(settings: WorkerSettings) -> None:
-    _check_consumer_timeout(settings)
+    check_consumer_timeout(settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -141,7 +141,7 @@ async def serve(settings: WorkerSettings) -> None:
         else:
             # What a relay had put into a queue, before there was none.
             async with database.transaction() as transaction:
-                await tasks.unrelease_pool(transaction, model.name)
+                await releases.undo_pool(transaction, model.name)
         notices.tell(POOLS_CHANGED)
         log.info("worker_ready", model=model.name, version=model.version, slots=count, released=len(released))
         consumer = Consumer(
@@ -168,7 +168,8 @@ async def serve(settings: WorkerSettings) -> None:
     log.info("worker_stopped")
 
 
-def _check_consumer_timeout(settings: WorkerSettings) -> None:
+def check_consumer_timeout(settings: WorkerSettings) -> None:
+    """Raises `StartError` where a delivery may be held for longer than half of what RabbitMQ allows."""
     longest = (1 + settings.prefetch) * settings.task_seconds
     if settings.amqp_url and longest > settings.amqp_consumer_timeout_seconds / 2:
         raise StartError(

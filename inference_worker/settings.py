@@ -9,7 +9,8 @@ from custody.settings import ProcessSettings, QueueSettings, TaskSettings, Volum
 
 class WorkerSettings(VolumeSettings, QueueSettings, TaskSettings, ProcessSettings):
     model: str = Field(
-        description="The model to serve: a registered name, or a file (.onnx, .xml; .pt with WHARF_ENGINE=ultralytics) to register under its own name",
+        description="The model to serve: a registered name, or a file to register under its own name (.onnx, .xml; "
+        "for the engine ultralytics .pt)",
         examples=["yolo11n", "/models/yolo11n.onnx"],
     )
     engine: str = Field(default="openvino", description="An engine's name, or `module:Class` of your own")

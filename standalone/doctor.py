@@ -19,6 +19,8 @@ from custody.database import Database, describe
 from custody.errors import CustodyError, StartError
 from custody.installation import check_volume
 from custody.models import list_models
+from custody.settings import QueueSettings, load
+from custody.transport.connection import Connection, Login, QueueError
 from custody.volume import Volume
 from inference_worker.cpus import granted_cpus
 from standalone.folder import socket_of_running
@@ -52,15 +54,17 @@ def doctor(
     data: Annotated[Path | None, typer.Option(help="The folder of `wharf up`, if not the usual one")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines")] = False,
 ) -> None:
-    """Check database, volume, clock, models, server and secrets; status 1 where something is at fault.
+    """Check database, volume, queue, clock, models, server and secrets; status 1 where something is at fault.
 
-    Looks at the `wharf up` of this machine, or at what WHARF_DATABASE_URL and WHARF_VOLUME name where they are set."""
+    Looks at the `wharf up` of this machine, or at what WHARF_DATABASE_URL and WHARF_VOLUME name where they are set;
+    at RabbitMQ where WHARF_AMQP_URL is."""
     set_up = _set_up(data)
     findings = [
         *_machine(),
         *_secrets(set_up),
         *asyncio.run(_database(set_up)),
         *_guarded("volume", lambda: list(_volume(set_up))),
+        *asyncio.run(_queue()),
         *_server(),
     ]
     if as_json:
@@ -163,6 +167,20 @@ def _volume(set_up: SetUp) -> Iterator[Finding]:
     little = free < LITTLE_ROOM_BYTES
     advice = "Delete files or enlarge the volume: a full one refuses uploads." if little else ""
     yield Finding("volume", "warning" if little else "ok", f"{free / 2**30:.1f} GiB free", advice)
+
+
+async def _queue() -> list[Finding]:
+    settings = load(QueueSettings)
+    if settings.amqp_url is None:
+        return []
+    try:
+        connection = await Connection.open(Login.of(settings).parameters("wharf doctor"))
+    except QueueError as error:
+        return [Finding("queue", "fault", str(error))]
+    try:
+        return [Finding("queue", "ok", f"{connection.server} lets us in")]
+    finally:
+        await connection.close()
 
 
 def _server() -> Iterator[Finding]:

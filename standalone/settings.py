@@ -26,6 +26,7 @@ class UpSettings(BaseSettings):
     port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on")
     model: str = Field(
         default_factory=lambda: str(starter_model.MODEL),
-        description="A registered model's name, or a file (.onnx, .xml; .pt with WHARF_ENGINE=ultralytics) to register. If unset, the starter model",
+        description="A registered model's name, or a file to register (.onnx, .xml; for the engine ultralytics .pt). "
+        "If unset, the starter model",
     )
     log_format: Literal["json", "text"] = Field(default="text", description="`json` for machines, `text` for people")

@@ -50,7 +50,6 @@ async def serve(settings: RelaySettings) -> None:
         process = Relay(
             database=database,
             locks_url=settings.listen_url,
-            tasks=tasks,
             notices=notices,
             window=Window(settings.window, settings.batch),
             metrics=metrics,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import structlog
 
 from broker.relay.metrics import RelayMetrics
+from custody import releases
 from custody.database import Database
 from custody.errors import CustodyError
 from custody.messages import MessageError, decode
-from custody.tasks import Tasks
 from custody.transport.connection import Arrival, Connection
 from custody.transport.topology import DEAD_LETTERS, declare_dead_letters
 
@@ -25,7 +25,6 @@ class DeadLetters:
     of others are void, and what is no message of ours is counted and dropped."""
 
     database: Database
-    tasks: Tasks
     metrics: RelayMetrics
 
     async def run(self, connection: Connection) -> None:
@@ -55,7 +54,7 @@ class DeadLetters:
         while True:
             try:
                 async with self.database.transaction() as transaction:
-                    again = await self.tasks.dispatch_again(transaction, task)
+                    again = await releases.dispatch_again(transaction, task)
             except CustodyError as error:
                 log.warning("dead_letter_waits_for_database", code=error.code, detail=error.detail)
                 await asyncio.sleep(AGAIN_SECONDS)

@@ -8,7 +8,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from custody.messages import CONTENT_TYPE, TYPE, encode
-from custody.tasks import Releasable
+from custody.releases import Releasable
 from custody.transport.connection import Channel, Connection
 
 

@@ -14,7 +14,6 @@ from custody.database import Database
 from custody.errors import CustodyError
 from custody.instance import PoolLocks
 from custody.notices import POOLS_CHANGED, Notices
-from custody.tasks import Tasks
 from custody.transport import topology
 from custody.transport.connection import ChannelFailedError, Connection, reasons
 from custody.wire import Priority
@@ -31,7 +30,6 @@ class Relay:
 
     database: Database
     locks_url: str
-    tasks: Tasks
     notices: Notices
     window: Window
     metrics: RelayMetrics
@@ -46,7 +44,7 @@ class Relay:
         async with PoolLocks(self.locks_url, name=self.name) as locks, asyncio.TaskGroup() as group:
             group.create_task(connection.until_lost())
             group.create_task(publisher.until_closed())
-            group.create_task(DeadLetters(self.database, self.tasks, self.metrics).run(connection))
+            group.create_task(DeadLetters(self.database, self.metrics).run(connection))
             group.create_task(self._keep_pools(group, locks, connection, publisher))
 
     async def _keep_pools(
@@ -82,7 +80,6 @@ class Relay:
                 priority,
                 self.window,
                 database=self.database,
-                tasks=self.tasks,
                 notices=self.notices,
                 connection=connection,
                 publisher=publisher,

@@ -8,10 +8,11 @@ import structlog
 
 from broker.relay.metrics import RelayMetrics
 from broker.relay.publisher import Batch, Publisher
+from custody import releases
 from custody.database import Database
 from custody.errors import CustodyError
 from custody.notices import Notices, tasks_queued
-from custody.tasks import Releasable, Tasks
+from custody.releases import Releasable
 from custody.transport import topology
 from custody.transport.connection import Connection, QueueError
 from custody.wire import Priority
@@ -65,7 +66,6 @@ class Release:
         window: Window,
         *,
         database: Database,
-        tasks: Tasks,
         notices: Notices,
         connection: Connection,
         publisher: Publisher,
@@ -76,7 +76,6 @@ class Release:
         self._queue = topology.queue_of(pool, priority)
         self._window = window
         self._database = database
-        self._tasks = tasks
         self._notices = notices
         self._connection = connection
         self._publisher = publisher
@@ -97,15 +96,13 @@ class Release:
         waiting = await topology.find(self._connection, self._pool, self._priority)
         async with self._database.transaction() as transaction:
             if waiting is None:
-                lost = await self._tasks.unrelease_pool(transaction, self._pool, self._priority)
+                lost = await releases.undo_pool(transaction, self._pool, self._priority)
             else:
-                lost = await self._tasks.overlooked(transaction, self._pool, self._priority, OVERLOOKED_SECONDS)
+                lost = await releases.overlooked(transaction, self._pool, self._priority, OVERLOOKED_SECONDS)
                 # They came first into the queue: where it holds as many, they are in it, and nobody takes them.
                 lost = lost if waiting < lost else 0
                 if lost:
-                    lost = await self._tasks.unrelease_overlooked(
-                        transaction, self._pool, self._priority, OVERLOOKED_SECONDS
-                    )
+                    lost = await releases.undo_overlooked(transaction, self._pool, self._priority, OVERLOOKED_SECONDS)
         await topology.declare(self._connection, self._pool, self._priority)
         if lost:
             log.warning("queue_lost_messages", queue=self._queue, tasks=lost, queue_was_gone=waiting is None)
@@ -149,8 +146,8 @@ class Release:
         busy = [task.task_id for batch in self._on_their_way for task in batch.tasks]
         async with self._database.statements() as statements:
             # Asked before: asked after, the room that workers have made meanwhile would look like a want of tasks.
-            room = await self._tasks.room(statements, self._pool, self._priority, self._window.size)
-            tasks = await self._tasks.releasable(
+            room = await releases.room(statements, self._pool, self._priority, self._window.size)
+            tasks = await releases.choose(
                 statements,
                 pool=self._pool,
                 priority=self._priority,
@@ -162,7 +159,7 @@ class Release:
                 return Choice(tasks)
             if room <= len(busy) + len(tasks):
                 return Choice(tasks, self._pace(len(tasks)), is_full=True)
-            due = await self._tasks.seconds_to_next(statements, self._pool, self._priority)
+            due = await releases.seconds_to_next(statements, self._pool, self._priority)
         # What is on its way, and was marked while we looked, took its room twice.
         longest = LONGEST_PAUSE if busy else LOOK_SECONDS
         return Choice(tasks, longest if due is None else min(longest, max(due, 0.0)))
@@ -184,7 +181,7 @@ class Release:
             while batch.confirmed:
                 try:
                     async with self._database.statements() as statements:
-                        await self._tasks.mark_released(statements, batch.confirmed)
+                        await releases.mark(statements, batch.confirmed)
                     break
                 except CustodyError as error:
                     log.warning("mark_waits_for_database", queue=self._queue, code=error.code, detail=error.detail)

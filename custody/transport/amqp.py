@@ -11,6 +11,7 @@ from uuid import UUID
 
 import structlog
 
+from custody import releases
 from custody.database import Database
 from custody.messages import MessageError, decode
 from custody.tasks import Claim, Ended, Offer, Tasks
@@ -128,7 +129,12 @@ class AmqpTransport:
     async def _claim(self, messages: Sequence[Message]) -> tuple[list[Claim], list[Ended]]:
         offers = [message.offer for message in messages]
         async with self._database.statements() as statements:
-            return await self._tasks.claim(statements, offers, pool=self._pool, worker=self._worker)
+            claims, ended = await self._tasks.claim(statements, offers, pool=self._pool, worker=self._worker)
+            claimed = {claim.task_id for claim in claims}
+            if void := [offer.task_id for offer in offers if offer.task_id not in claimed]:
+                # What is queued and may not begin now, its pool being paused say, is released again in its time.
+                await releases.undo(statements, void)
+        return claims, ended
 
     async def _feed(self, connection: Connection) -> None:
         async with asyncio.TaskGroup() as group:
@@ -225,6 +231,10 @@ class Feed:
             await intake.consume(queue, self._prefetch, self._on_arrival, self._ended.set)
             if self._wanted.is_set():
                 await self._ended.wait()
+                if 0 and self._wanted.is_set():
+                    # Not on this channel again: through one that knew a deleted queue of this name, RabbitMQ 3.10
+                    # delivers nothing, and counts it as delivered.
+                    raise QueueError(f"The queue {queue} was deleted.")
             else:
                 await intake.cancel()
                 self._requeue_arrived()

@@ -304,7 +304,9 @@ class Channel:
 
         await self._ask(self._channel.basic_qos, prefetch_count=prefetch)
         self._channel.add_on_cancel_callback(lambda _: ended())
-        frame = await self._ask(self._channel.basic_consume, queue, deliver)
+        # Where the queue is made anew at once, RabbitMQ 3.10 would go on unasked, and lose what it delivers.
+        arguments = {"x-cancel-on-ha-failover": True}
+        frame = await self._ask(self._channel.basic_consume, queue, deliver, arguments=arguments)
         return str(frame.method.consumer_tag)
 
     async def cancel(self, consumer: str) -> None:
@@ -365,13 +367,7 @@ def _settle(future: "asyncio.Future[Any]", value: Any) -> None:
 
 def _opening_failed(parameters: pika.URLParameters, error: str | BaseException) -> ConnectionFailedError:
     where = f"{parameters.host}:{parameters.port}"
-    causes: list[object] = [error, *getattr(error, "exceptions", ())]
-    causes += [
-        cause
-        for each in causes
-        for cause in (getattr(each, "exception", None), getattr(each, "__cause__", None))
-        if cause
-    ]
+    causes = list(_causes(error))
     for cause in reversed(causes):
         match cause:
             case pika.exceptions.ProbableAuthenticationError() | pika.exceptions.AuthenticationError():
@@ -390,6 +386,14 @@ def _opening_failed(parameters: pika.URLParameters, error: str | BaseException) 
             case OSError():
                 return ConnectionFailedError(f"RabbitMQ at {where} does not answer ({cause.strerror or cause}).")
     return ConnectionFailedError(f"RabbitMQ at {where} does not answer ({type(causes[-1]).__name__}).")
+
+
+def _causes(error: object) -> Iterator[object]:
+    """The error and all that pika has wrapped in it, the innermost last."""
+    yield error
+    for inner in (*getattr(error, "exceptions", ()), getattr(error, "exception", None), *getattr(error, "args", ())):
+        if isinstance(inner, BaseException):
+            yield from _causes(inner)
 
 
 def _lost(error: BaseException) -> ConnectionFailedError:

@@ -15,14 +15,15 @@ PACKAGES = ("broker", "custody", "inference_worker", "standalone", "wharfinger")
 STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|CREATE|ALTER|DROP|GRANT|SET|LISTEN|NOTIFY)\s+[a-zA-Z(%{]")
 WRITE = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) wharf\.(\w+)")
 
-# The modules that write a table. Submitting a job makes its tasks; everything later in a task's life is one module's.
+# The modules that write a table. Submitting a job makes its tasks, releasing them
+# puts them into a queue, and everything else in a task's life is one module's.
 WRITERS = {
     "tenants": {"custody.tenants"},
     "api_keys": {"custody.tenants"},
     "files": {"custody.files"},
     "idempotency_keys": {"custody.idempotency"},
     "jobs": {"custody.jobs"},
-    "tasks": {"custody.jobs", "custody.tasks"},
+    "tasks": {"custody.jobs", "custody.tasks", "custody.releases"},
     "results": {"custody.tasks"},
     "models": {"custody.models"},
     "workers": {"custody.models"},

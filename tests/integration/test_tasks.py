@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from custody import releases
 from custody.jobs import Jobs
 from custody.tasks import Tasks
 from custody.wire import Priority
@@ -271,9 +272,9 @@ RELEASE = {"window": 1000, "limit": 100, "busy": [UUID(int=0)]}
         ("worker", lambda tx: Tasks().claim_next(tx, **INTERACTIVE, worker="w", limit=4), {"tasks_ready"}, 200),
         ("worker", lambda tx: Tasks().claim_next(tx, **BATCH, worker="w", limit=4), {"tasks_ready"}, 400),
         ("worker", lambda tx: Tasks().claim_next(tx, **BIRDS, worker="w", limit=1), {"tasks_ready"}, 400),
-        ("relay", lambda tx: Tasks().releasable(tx, **BATCH, **RELEASE), {"tasks_ready", "tasks_released"}, 2000),
-        ("relay", lambda tx: Tasks().unrelease_pool(tx, POOL), {"tasks_released"}, 200),
-        ("relay", lambda tx: Tasks().overlooked(tx, POOL, Priority.BATCH, 60), {"tasks_released"}, 200),
+        ("relay", lambda tx: releases.choose(tx, **BATCH, **RELEASE), {"tasks_ready", "tasks_released"}, 2000),
+        ("relay", lambda tx: releases.undo_pool(tx, POOL), {"tasks_released"}, 200),
+        ("relay", lambda tx: releases.overlooked(tx, POOL, Priority.BATCH, 60), {"tasks_released"}, 200),
         ("relay", lambda tx: Tasks().requeue_expired(tx), {"tasks_leases"}, 200),
         ("worker", lambda tx: Tasks().give_back_former(tx, "w1"), set(), 200),
         ("relay", lambda tx: Jobs().unfinished(tx), {"jobs_open", "tasks_open"}, 200),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from custody.messages import MOST_BYTES, MessageError, decode, encode
-from custody.tasks import Releasable
+from custody.releases import Releasable
 from tests.conftest import ROOT
 
 SCHEMA = json.loads((ROOT / "schema" / "messages" / "task.v1.json").read_text())

@@ -121,7 +121,6 @@ class AmqpHarness:
         relay = Relay(
             database=self._database,
             locks_url=self._domain.installation.url("wharf_relay"),
-            tasks=self._domain.tasks,
             notices=self._notices,
             window=self._window,
             metrics=metrics,
