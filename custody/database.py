@@ -25,8 +25,9 @@ UNAVAILABLE = (
     psycopg.errors.ReadOnlySqlTransaction,
     PoolTimeout,
 )
-UNAVAILABLE_CLASSES = ("08", "53", "55", "57")
-"""Of SQLSTATE: connection lost, no resources, locked by others for too long, server going down."""
+UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57")
+"""Of SQLSTATE: connection lost, rolled back for others, no resources, locked by others for too long, server going
+down."""
 
 BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {idle:d}; SET LOCAL lock_timeout = '20s'"
 SEE_FROM_NOW = "; SET LOCAL wharf.tenant = '{tenant}'"

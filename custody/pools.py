@@ -16,14 +16,10 @@ DRAINING_SECONDS = 30
 Count = Callable[[Transaction, str], Awaitable[int]]
 """How many inputs wait in a pool: `backlog`, or what somebody remembers of it."""
 
-# Each arm walks one index. Both classes are named, so that the walk can skip to the tenant's own.
+# Both classes are named, so that the walk through the index can skip to the tenant's own.
 SEEN = """
     SELECT count(*)::int AS waiting FROM (
-        (SELECT FROM wharf.tasks WHERE pool = %(pool)s AND class IN ('interactive', 'batch') AND state = 'queued'
-             AND released_at IS NULL LIMIT %(most)s)
-        UNION ALL
-        (SELECT FROM wharf.tasks WHERE pool = %(pool)s AND class IN ('interactive', 'batch') AND state = 'queued'
-             AND released_at IS NOT NULL LIMIT %(most)s)
+        SELECT FROM wharf.tasks WHERE pool = %(pool)s AND class IN ('interactive', 'batch') AND state = 'queued'
         LIMIT %(most)s
     ) waiting
 """

@@ -3,6 +3,7 @@ and that ends what is overdue."""
 
 import asyncio
 import random
+from uuid import UUID
 
 import structlog
 
@@ -45,26 +46,36 @@ class Reconciler:
             overdue = await self._jobs.overdue(transaction)
             unfinished = await self._jobs.unfinished(transaction)
             unfrozen = await self._jobs.unfrozen(transaction)
-        for job_id in unfinished:
-            async with self._database.transaction() as transaction:
-                ended = await self._jobs.finish(transaction, job_id)
-            if ended:
-                self._notices.tell(job_ended(job_id))
-        for job_id in overdue:
-            async with self._database.transaction() as transaction:
-                await self._jobs.expire(transaction, job_id)
-        for job_id in [*unfrozen, *overdue]:
-            async with self._database.transaction() as transaction:
-                await self._tasks.cancel_open(transaction, job_id)
-                await self._jobs.freeze(transaction, job_id)
-            self._notices.tell(job_ended(job_id))
+        for mend, jobs in ((self._finish, unfinished), (self._expire, overdue), (self._follow_up, unfrozen + overdue)):
+            for job_id in jobs:
+                try:
+                    await mend(job_id)
+                except CustodyError:
+                    raise
+                except Exception:
+                    # One job that contradicts itself keeps no other waiting.
+                    log.exception("job_not_mended", job_id=str(job_id))
 
     async def follow(self, released: list[Ended]) -> None:
         """What a committed release brings with it: queued tasks wake their pool, a job whose last one failed ends."""
         for pool, priority in {(task.pool, task.priority) for task in released if task.state == "queued"}:
             self._notices.tell(tasks_queued(pool, priority))
         for job_id in {task.job_id for task in released if task.state == "failed"}:
-            async with self._database.transaction() as transaction:
-                ended = await self._jobs.finish(transaction, job_id)
-            if ended:
-                self._notices.tell(job_ended(job_id))
+            await self._finish(job_id)
+
+    async def _finish(self, job_id: UUID) -> None:
+        async with self._database.transaction() as transaction:
+            ended = await self._jobs.finish(transaction, job_id)
+        if ended:
+            self._notices.tell(job_ended(job_id))
+
+    async def _expire(self, job_id: UUID) -> None:
+        async with self._database.transaction() as transaction:
+            await self._jobs.expire(transaction, job_id)
+
+    async def _follow_up(self, job_id: UUID) -> None:
+        """Its tasks follow a job that was cancelled or is overdue."""
+        async with self._database.transaction() as transaction:
+            await self._tasks.cancel_open(transaction, job_id)
+            await self._jobs.freeze(transaction, job_id)
+        self._notices.tell(job_ended(job_id))

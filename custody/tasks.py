@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 
 from custody.database import Transaction
 from custody.instance import HOLDS_ITS_NAME
-from custody.turns import IN_TURN, JOB_IS_OPEN, POOL_RUNS, READY
+from custody.turns import JOB_IS_OPEN, POOL_RUNS, READY, in_turn
 from custody.volume import blob_path
 from custody.wire import Detection, ModelReference, Parameters, Priority, Timings
 
@@ -24,13 +24,18 @@ CLAIMED = """
 
 ENDED = "t.job_id, t.pool, t.class, t.state"
 
-# Claims what `next` has locked.
+# Claims what `next` has locked. Its messages are out of the queue.
 CLAIM = f"""
+    unqueued AS (
+        DELETE FROM wharf.released r USING next
+        WHERE r.pool = %(pool)s AND r.class = next.class AND r.tenant_id = next.tenant_id AND r.task_id = next.id
+        RETURNING r.task_id, r.released_at
+    ),
     claimed AS (
         UPDATE wharf.tasks t
         SET state = 'running', attempt = t.attempt + 1, worker = %(worker)s, claimed_at = now(),
-            lease_until = now() + make_interval(secs => %(lease)s)
-        FROM next WHERE t.id = next.id
+            released_at = unqueued.released_at, lease_until = now() + make_interval(secs => %(lease)s)
+        FROM next LEFT JOIN unqueued ON unqueued.task_id = next.id WHERE t.id = next.id
         RETURNING t.*
     )
     SELECT {CLAIMED} FROM claimed t JOIN wharf.jobs j ON j.id = t.job_id ORDER BY t.id
@@ -97,7 +102,7 @@ class Tasks:
     async def claim_next(
         self, transaction: Transaction, *, pool: str, priority: Priority, worker: str, limit: int
     ) -> list[Claim]:
-        """Up to `limit` tasks of the pool that are queued and not released: the tenants in turn, each one's oldest
+        """Up to `limit` queued tasks of the pool: the tenants in turn, each one's oldest
         first. Never waits for a lock."""
         found = await transaction.execute(
             f"""
@@ -105,9 +110,9 @@ class Tasks:
                 SELECT t.tenant_id, count(*) AS tasks FROM wharf.tasks t
                 WHERE t.state = 'running' AND t.pool = %(pool)s AND t.class = %(class)s GROUP BY t.tenant_id
             ),
-            {IN_TURN},
+            {in_turn()},
             next AS MATERIALIZED (
-                SELECT t.id FROM wharf.tasks t JOIN in_turn USING (id)
+                SELECT t.id, t.class, t.tenant_id FROM wharf.tasks t JOIN in_turn USING (id)
                 WHERE {READY} ORDER BY in_turn.turn, t.id LIMIT %(limit)s FOR UPDATE OF t SKIP LOCKED
             ),
             {CLAIM}
@@ -139,7 +144,7 @@ class Tasks:
         found = await transaction.execute(
             f"""
             WITH next AS MATERIALIZED (
-                SELECT t.id FROM wharf.tasks t
+                SELECT t.id, t.class, t.tenant_id FROM wharf.tasks t
                 WHERE t.id = ANY (%(offered)s) AND t.pool = %(pool)s AND t.state = 'queued' AND t.not_before <= now()
                   AND {JOB_IS_OPEN} AND {POOL_RUNS}
                 ORDER BY t.id FOR UPDATE OF t
@@ -216,7 +221,7 @@ class Tasks:
             UPDATE wharf.tasks t
             SET state = CASE WHEN {self._spent} THEN 'failed' ELSE 'queued' END,
                 ended_at = CASE WHEN {self._spent} THEN now() END,
-                not_before = now() + make_interval(secs => %(after)s), released_at = NULL,
+                not_before = now() + make_interval(secs => %(after)s),
                 lease_until = NULL, error_code = %(code)s, error_detail = %(detail)s
             WHERE t.id = %(task)s AND t.attempt = %(attempt)s AND t.state = 'running' AND {JOB_IS_OPEN}
             RETURNING {ENDED}
@@ -283,7 +288,7 @@ class Tasks:
             UPDATE wharf.tasks t
             SET state = CASE WHEN {self._spent} THEN 'failed' ELSE 'queued' END,
                 ended_at = CASE WHEN {self._spent} THEN now() END,
-                not_before = now(), released_at = NULL, lease_until = NULL, error_code = 'worker_lost',
+                not_before = now(), lease_until = NULL, error_code = 'worker_lost',
                 error_detail = 'The worker that held it went silent in attempt ' || t.attempt - t.spared || '.'
             FROM silent WHERE t.id = silent.id
             RETURNING {ENDED}

@@ -5,10 +5,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
-from uuid import UUID
 
 from custody.messages import CONTENT_TYPE, TYPE, encode
-from custody.releases import Releasable
+from custody.releases import Released
 from custody.transport.connection import Channel, Connection
 
 
@@ -17,15 +16,11 @@ class Batch:
     """Messages that were published together. Once `answered`, each task is in one of the three lists, or the channel
     closed before the server said a word of it."""
 
-    tasks: Sequence[Releasable]
-    confirmed: list[Releasable] = field(default_factory=list)
-    returned: list[Releasable] = field(default_factory=list)
-    nacked: list[Releasable] = field(default_factory=list)
+    tasks: Sequence[Released]
+    confirmed: list[Released] = field(default_factory=list)
+    returned: list[Released] = field(default_factory=list)
+    nacked: list[Released] = field(default_factory=list)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def task_ids(self) -> list[UUID]:
-        return [task.task_id for task in self.tasks]
 
 
 class Publisher:
@@ -35,7 +30,7 @@ class Publisher:
         self._channel = channel
         self._connection = connection
         self._number = 0
-        self._unanswered: dict[int, tuple[Batch, Releasable]] = {}
+        self._unanswered: dict[int, tuple[Batch, Released]] = {}
         self._returned: set[str | None] = set()
 
     @classmethod
@@ -47,21 +42,22 @@ class Publisher:
     async def until_closed(self) -> NoReturn:
         await self._channel.until_closed()
 
-    async def publish(self, queue: str, tasks: Sequence[Releasable]) -> Batch:
+    async def publish(self, queue: str, tasks: Sequence[Released]) -> Batch:
         """Returns once they are on their way; waits before while the server takes no messages. Raises `QueueError`."""
         if self._connection.is_blocked:
             await self._connection.until_unblocked()
         batch = Batch(tasks)
+        new_trace = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
         for task in tasks:
             self._number += 1
             self._unanswered[self._number] = (batch, task)
             self._channel.publish(
                 queue,
                 encode(task),
-                id=str(task.task_id),
+                id=task.task_id,
                 type=TYPE,
                 content_type=CONTENT_TYPE,
-                traceparent=task.traceparent or _new_trace(),
+                traceparent=task.traceparent or new_trace,
             )
         return batch
 
@@ -77,14 +73,10 @@ class Publisher:
             numbers = [number]
         for each in numbers:
             batch, task = self._unanswered.pop(each)
-            if str(task.task_id) in self._returned:
-                self._returned.discard(str(task.task_id))
+            if task.task_id in self._returned:
+                self._returned.discard(task.task_id)
                 batch.returned.append(task)
             else:
                 (batch.confirmed if taken else batch.nacked).append(task)
             if len(batch.confirmed) + len(batch.returned) + len(batch.nacked) == len(batch.tasks):
                 batch.answered.set()
-
-
-def _new_trace() -> str:
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"

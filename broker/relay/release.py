@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 
 import structlog
@@ -9,10 +10,10 @@ import structlog
 from broker.relay.metrics import RelayMetrics
 from broker.relay.publisher import Batch, Publisher
 from custody import releases
-from custody.database import Database
+from custody.database import Database, Transaction
 from custody.errors import CustodyError
 from custody.notices import Notices, tasks_queued
-from custody.releases import Releasable
+from custody.releases import Released
 from custody.transport import topology
 from custody.transport.connection import Connection, QueueError
 from custody.wire import Priority
@@ -23,6 +24,12 @@ LOOK_SECONDS = 5.0
 """Between looks whether the queue has lost something, and for tasks that nobody told of."""
 
 OVERLOOKED_SECONDS = 60.0
+
+DELETED_SECONDS = 1.0
+"""Until all consumers of a deleted queue have been told of it."""
+
+BEHIND_SECONDS = 1.0
+"""Between looks for tasks that come before the last released ones, while there are enough of later ones."""
 
 BATCHES = 4
 """On their way at once."""
@@ -51,7 +58,7 @@ class Choice:
     """What to release now. `pause_seconds`: until the next look, None where there is more to release at once;
     `is_full`: the window is why there is not."""
 
-    tasks: list[Releasable]
+    tasks: list[Released]
     pause_seconds: float | None = None
     is_full: bool = False
 
@@ -81,33 +88,43 @@ class Release:
         self._publisher = publisher
         self._metrics = metrics
         self._pause = SHORTEST_PAUSE
-        self._on_their_way: list[Batch] = []
+        self._is_made = False
+        self._behind_at = 0.0
         self._turn = asyncio.Semaphore(BATCHES)
 
     async def run(self) -> None:
         """Raises `QueueError` when the connection is lost, or the queue cannot be made."""
-        await self.look_after()
+        await self.look_after(begins=True)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_looking())
             group.create_task(self._keep_filling(group))
 
-    async def look_after(self) -> None:
+    async def look_after(self, *, begins: bool = False) -> None:
         """Sees whether the queue is there and has what was put into it. What it has lost is released again."""
         waiting = await topology.find(self._connection, self._pool, self._priority)
         async with self._database.transaction() as transaction:
-            if waiting is None:
-                lost = await releases.undo_pool(transaction, self._pool, self._priority)
-            else:
-                lost = await releases.overlooked(transaction, self._pool, self._priority, OVERLOOKED_SECONDS)
-                # They came first into the queue: where it holds as many, they are in it, and nobody takes them.
-                lost = lost if waiting < lost else 0
-                if lost:
-                    lost = await releases.undo_overlooked(transaction, self._pool, self._priority, OVERLOOKED_SECONDS)
+            await releases.undo_ended(transaction, self._pool, self._priority)
+            lost = await self._undo_lost(transaction, waiting, begins)
+        if waiting is None and self._is_made:
+            # Made anew at once, RabbitMQ 3.10 would move the old one's consumers over, and lose what it delivers them.
+            await asyncio.sleep(DELETED_SECONDS)
         await topology.declare(self._connection, self._pool, self._priority)
+        self._is_made = True
         if lost:
             log.warning("queue_lost_messages", queue=self._queue, tasks=lost, queue_was_gone=waiting is None)
             self._metrics.lost.labels(self._pool).inc(lost)
             self._notices.tell(tasks_queued(self._pool, self._priority))
+
+    async def _undo_lost(self, transaction: Transaction, waiting: int | None, begins: bool) -> int:
+        if waiting is None:
+            return await releases.undo_pool(transaction, self._pool, self._priority)
+        if begins:
+            return await releases.undo_newest(transaction, self._pool, self._priority, waiting)
+        overlooked = await releases.overlooked(transaction, self._pool, self._priority, OVERLOOKED_SECONDS)
+        # They came first into the queue: where it holds as many, they are in it, and nobody takes them.
+        if waiting >= overlooked:
+            return 0
+        return await releases.undo_overlooked(transaction, self._pool, self._priority, OVERLOOKED_SECONDS)
 
     async def _keep_looking(self) -> None:
         while True:
@@ -133,7 +150,6 @@ class Release:
                         continue
                     if choice.tasks:
                         batch = await self._publisher.publish(self._queue, choice.tasks)
-                        self._on_their_way.append(batch)
                         group.create_task(self._settle(batch))
                 if choice.pause_seconds is None:
                     continue
@@ -141,28 +157,32 @@ class Release:
                     await asyncio.sleep(choice.pause_seconds)
                 else:
                     await subscription.wait(choice.pause_seconds)
+                    self._behind_at = 0.0
 
     async def _choose(self) -> Choice:
-        busy = [task.task_id for batch in self._on_their_way for task in batch.tasks]
         async with self._database.statements() as statements:
             # Asked before: asked after, the room that workers have made meanwhile would look like a want of tasks.
             room = await releases.room(statements, self._pool, self._priority, self._window.size)
-            tasks = await releases.choose(
+            behind = time.monotonic() > self._behind_at
+            tasks = await releases.release(
                 statements,
                 pool=self._pool,
                 priority=self._priority,
                 window=self._window.size,
                 limit=self._window.batch,
-                busy=busy,
+                behind=behind,
             )
+            if behind:
+                self._behind_at = time.monotonic() + BEHIND_SECONDS
             if len(tasks) == self._window.batch:
                 return Choice(tasks)
-            if room <= len(busy) + len(tasks):
+            if len(tasks) >= room:
                 return Choice(tasks, self._pace(len(tasks)), is_full=True)
+            if not behind:
+                self._behind_at = 0.0
+                return Choice(tasks)
             due = await releases.seconds_to_next(statements, self._pool, self._priority)
-        # What is on its way, and was marked while we looked, took its room twice.
-        longest = LONGEST_PAUSE if busy else LOOK_SECONDS
-        return Choice(tasks, longest if due is None else min(longest, max(due, 0.0)))
+        return Choice(tasks, LOOK_SECONDS if due is None else min(LOOK_SECONDS, max(due, 0.0)))
 
     def _pace(self, filled: int) -> float:
         """The pause while the queue is full: as short as it empties quickly, so that it never runs dry, and no look is
@@ -178,23 +198,24 @@ class Release:
             while not await self._connection.until(batch.answered, CONFIRM_SECONDS):
                 if not self._connection.is_blocked:
                     raise SilentQueueError(f"{self._queue} has confirmed no message for {CONFIRM_SECONDS:.0f} s.")
-            while batch.confirmed:
-                try:
-                    async with self._database.statements() as statements:
-                        await releases.mark(statements, batch.confirmed)
-                    break
-                except CustodyError as error:
-                    log.warning("mark_waits_for_database", queue=self._queue, code=error.code, detail=error.detail)
-                await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
             self._metrics.released.labels(self._pool, self._priority.value).inc(len(batch.confirmed))
-            if batch.nacked:
-                self._metrics.refused.labels(self._pool, "nacked").inc(len(batch.nacked))
-                log.warning("messages_nacked", queue=self._queue, messages=len(batch.nacked))
-                await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
-            if batch.returned:
-                self._metrics.refused.labels(self._pool, "returned").inc(len(batch.returned))
-                log.warning("messages_returned", queue=self._queue, messages=len(batch.returned))
-                await self._look_after_it()
-            self._on_their_way.remove(batch)
+            for reason, refused in (("nacked", batch.nacked), ("returned", batch.returned)):
+                if refused:
+                    self._metrics.refused.labels(self._pool, reason).inc(len(refused))
+                    log.warning("messages_refused", queue=self._queue, reason=reason, messages=len(refused))
             if batch.nacked or batch.returned:
-                self._notices.tell(tasks_queued(self._pool, self._priority))
+                await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+                await self._undo([task.task_id for task in (*batch.nacked, *batch.returned)])
+            if batch.returned:
+                await self._look_after_it()
+
+    async def _undo(self, refused: list[str]) -> None:
+        while True:
+            try:
+                async with self._database.statements() as statements:
+                    await releases.undo(statements, refused)
+                break
+            except CustodyError as error:
+                log.warning("undo_waits_for_database", queue=self._queue, code=error.code, detail=error.detail)
+            await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+        self._notices.tell(tasks_queued(self._pool, self._priority))

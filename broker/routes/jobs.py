@@ -118,7 +118,6 @@ async def submit(
     settings = service.settings
     _check_inputs(wish, min(settings.max_job_inputs, settings.max_tenant_backlog, settings.max_pool_backlog))
     priority = wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH)
-    priority = wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH)
     wanted = idempotency.fingerprint("POST /v1/jobs", wish.model_dump(mode="json"), [])
     async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)

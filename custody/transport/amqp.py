@@ -231,10 +231,6 @@ class Feed:
             await intake.consume(queue, self._prefetch, self._on_arrival, self._ended.set)
             if self._wanted.is_set():
                 await self._ended.wait()
-                if 0 and self._wanted.is_set():
-                    # Not on this channel again: through one that knew a deleted queue of this name, RabbitMQ 3.10
-                    # delivers nothing, and counts it as delivered.
-                    raise QueueError(f"The queue {queue} was deleted.")
             else:
                 await intake.cancel()
                 self._requeue_arrived()

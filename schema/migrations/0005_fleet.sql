@@ -1,9 +1,21 @@
 -- The fleet: tasks released to a queue by relays, deadlines, pools that pause, and inputs that can never work.
 
--- Released: a message that names the task is in the queue. A worker without a queue claims what is not released.
 DROP INDEX wharf.tasks_queue;
-CREATE INDEX tasks_ready ON wharf.tasks (pool, class, tenant_id, id) WHERE state = 'queued' AND released_at IS NULL;
-CREATE INDEX tasks_released ON wharf.tasks (pool, class, tenant_id) WHERE state = 'queued' AND released_at IS NOT NULL;
+CREATE INDEX tasks_ready ON wharf.tasks (pool, class, tenant_id, id) WHERE state = 'queued';
+
+-- The tasks that a message in a queue names, from just before it is published until the task is claimed. A table of its
+-- own, since a task's row has many indexes; not logged, since what a crash takes from it costs a second message, which
+-- is void. `tasks.released_at` is copied from here with the claim.
+CREATE UNLOGGED TABLE wharf.released (
+    pool        text NOT NULL,
+    class       text NOT NULL,
+    tenant_id   uuid NOT NULL,
+    task_id     uuid NOT NULL,
+    released_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (pool, class, tenant_id, task_id)
+);
+GRANT SELECT, INSERT, DELETE ON wharf.released TO wharf_relay;
+GRANT SELECT, DELETE ON wharf.released TO wharf_worker;
 
 -- `failed` ran and failed, `unprocessable` can never work.
 ALTER TABLE wharf.tasks
@@ -42,7 +54,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON wharf.relays TO wharf_relay;
 CREATE POLICY relay_all ON wharf.jobs TO wharf_relay USING (true) WITH CHECK (true);
 CREATE POLICY relay_all ON wharf.tasks TO wharf_relay USING (true) WITH CHECK (true);
 GRANT SELECT, UPDATE (state, done, failed, finished_at) ON wharf.jobs TO wharf_relay;
-GRANT SELECT, UPDATE (state, not_before, released_at, lease_until, error_code, error_detail, ended_at)
+GRANT SELECT, UPDATE (state, not_before, lease_until, error_code, error_detail, ended_at)
     ON wharf.tasks TO wharf_relay;
 GRANT UPDATE (released_at) ON wharf.tasks TO wharf_worker;
 GRANT SELECT ON wharf.models, wharf.workers TO wharf_relay;
@@ -84,11 +96,7 @@ CREATE FUNCTION wharf.pool_backlog(wanted_pool text, most integer) RETURNS integ
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ''
     BEGIN ATOMIC
         SELECT count(*)::integer FROM (
-            (SELECT FROM wharf.tasks WHERE pool = wanted_pool AND state = 'queued' AND released_at IS NULL LIMIT most)
-            UNION ALL
-            (SELECT FROM wharf.tasks WHERE pool = wanted_pool AND state = 'queued' AND released_at IS NOT NULL
-             LIMIT most)
-            LIMIT most
+            SELECT FROM wharf.tasks WHERE pool = wanted_pool AND state = 'queued' LIMIT most
         ) waiting;
     END;
 

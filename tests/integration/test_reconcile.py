@@ -77,6 +77,18 @@ async def test_a_cancelled_job_whose_canceller_died_is_followed_by_its_tasks_and
     assert domain.rows("SELECT state, done, failed FROM wharf.jobs") == [{"state": "cancelled", "done": 1, "failed": 0}]
 
 
+async def test_a_job_that_contradicts_itself_keeps_no_other_waiting(domain, acme, reconciler):
+    bad, good = await domain.submit(acme, inputs=2), await domain.submit(acme)
+    for claim in await domain.claim(3):
+        await domain.succeed(claim)
+    # More inputs than it has tasks: its counts can never be written down.
+    await domain.change("UPDATE wharf.jobs SET total = 3 WHERE id = %s", [bad])
+    for _ in range(2):
+        await reconciler.run_once()
+    assert (await domain.get(acme, good)).state is JobState.SUCCEEDED
+    assert (await domain.get(acme, bad)).state is JobState.RUNNING
+
+
 async def test_what_is_in_order_is_left_alone(domain, acme, reconciler):
     ended, running, queued, cancelled = [await domain.submit(acme) for _ in range(4)]
     claims = {claim.job_id: claim for claim in await domain.claim(2)}

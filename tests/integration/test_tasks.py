@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
-from uuid import UUID
 
 import psycopg
 import pytest
@@ -253,7 +252,8 @@ def seasoned(shared_installation):
             SELECT gen_random_uuid(), j.tenant_id, j.id, 'digits', 'batch',
                 i, sha256('a picture'), 1, 'image/png', 1, 1, 1
             FROM wharf.jobs j, generate_series(0, 9) i WHERE j.total = 10 AND j.state = 'open';
-        UPDATE wharf.tasks SET released_at = now() WHERE state = 'queued' AND input < 150 AND pool = 'digits'
+        INSERT INTO wharf.released (pool, class, tenant_id, task_id) SELECT pool, class, tenant_id, id FROM wharf.tasks
+            WHERE state = 'queued' AND input < 150 AND pool = 'digits'
             AND job_id = (SELECT id FROM wharf.jobs WHERE total = 20000);
         ANALYZE;
     """
@@ -263,7 +263,7 @@ def seasoned(shared_installation):
     return shared_installation
 
 
-RELEASE = {"window": 1000, "limit": 100, "busy": [UUID(int=0)]}
+RELEASE = {"window": 1000, "limit": 100}
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,10 @@ RELEASE = {"window": 1000, "limit": 100, "busy": [UUID(int=0)]}
         ("worker", lambda tx: Tasks().claim_next(tx, **INTERACTIVE, worker="w", limit=4), {"tasks_ready"}, 200),
         ("worker", lambda tx: Tasks().claim_next(tx, **BATCH, worker="w", limit=4), {"tasks_ready"}, 400),
         ("worker", lambda tx: Tasks().claim_next(tx, **BIRDS, worker="w", limit=1), {"tasks_ready"}, 400),
-        ("relay", lambda tx: releases.choose(tx, **BATCH, **RELEASE), {"tasks_ready", "tasks_released"}, 2000),
-        ("relay", lambda tx: releases.undo_pool(tx, POOL), {"tasks_released"}, 200),
-        ("relay", lambda tx: releases.overlooked(tx, POOL, Priority.BATCH, 60), {"tasks_released"}, 200),
+        ("relay", lambda tx: releases.release(tx, **BATCH, **RELEASE), {"tasks_ready", "released_pkey"}, 2000),
+        ("relay", lambda tx: releases.release(tx, **BATCH, **RELEASE, behind=False), {"released_pkey"}, 2000),
+        ("relay", lambda tx: releases.undo_pool(tx, POOL), set(), 0),
+        ("relay", lambda tx: releases.overlooked(tx, POOL, Priority.BATCH, 60), set(), 200),
         ("relay", lambda tx: Tasks().requeue_expired(tx), {"tasks_leases"}, 200),
         ("worker", lambda tx: Tasks().give_back_former(tx, "w1"), set(), 200),
         ("relay", lambda tx: Jobs().unfinished(tx), {"jobs_open", "tasks_open"}, 200),
@@ -282,7 +283,7 @@ RELEASE = {"window": 1000, "limit": 100, "busy": [UUID(int=0)]}
         ("relay", lambda tx: Jobs().overdue(tx), {"jobs_deadlines"}, 200),
     ],
     ids=[
-        "claim where none is", "claim", "claim of a smaller pool", "release", "queue gone", "overlooked",
+        "claim where none is", "claim", "claim of a smaller pool", "release", "release onwards", "queue gone", "overlooked",
         "expired leases", "former self", "unfinished jobs", "cancelled jobs", "overdue jobs",
     ],
 )  # fmt: skip
@@ -299,9 +300,9 @@ async def test_what_runs_all_the_time_reads_an_index_and_few_rows(seasoned, role
     nodes = list(walk(row["QUERY PLAN"][0]["Plan"]))
     said = json.dumps(row["QUERY PLAN"], indent=1)
     assert {node.get("Index Name") for node in nodes} >= indexes, said
-    # The pools that somebody paused, and the workers, are a handful.
+    # The pools that somebody paused are a handful, and what is released is a window of each pool.
     tables = [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"]
-    assert set(tables) <= {"pools", "workers"}, said
+    assert set(tables) <= {"pools", "released"}, said
     read = sum(_rows_read(node) for node in nodes if node.get("Relation Name") == "tasks")
     assert read <= most_rows, said
 

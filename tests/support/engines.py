@@ -1,7 +1,7 @@
 """Engines that misbehave on command, for tests of what a slot and a worker outlive.
 
-Named by their import spec, such as `tests.support.engines:HazardEngine`. A slot imports it from PYTHONPATH, which has to
-name the repository's root: `ENVIRONMENT` does.
+Named by their import specs, as `tests.support.engines:HazardEngine`. A slot imports it from PYTHONPATH, which names
+the repository's root: see `ENVIRONMENT`.
 """
 
 import os

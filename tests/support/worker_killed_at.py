@@ -11,22 +11,19 @@ from types import MappingProxyType
 
 from custody.jobs import Jobs
 from custody.tasks import Tasks
-from custody.transport.amqp import AmqpTransport, Feed, Intake
+from custody.transport.amqp import Feed, Intake
 from inference_worker.child import Child
 from inference_worker.command import worker
 from tests.support.broker_killed_at import die_after, die_before
 
 STEPS: Mapping[str, Callable[[], None]] = MappingProxyType(
     {
-        "a message has come": lambda: die_after(Feed, "_on_message"),
-        "its task is claimed, not committed": lambda: die_after(Tasks, "claim"),
-        "the claim is committed": lambda: die_after(AmqpTransport, "_claim"),
+        "a message has come": lambda: die_after(Feed, "_on_arrival"),
+        "its task is claimed": lambda: die_after(Tasks, "claim"),
         "the picture is about to be looked at": lambda: die_before(Child, "ask"),
         "the picture has been looked at": lambda: die_after(Child, "ask"),
-        "the result is written, not committed": lambda: die_after(Tasks, "succeed"),
-        "the result is committed, the job open": lambda: die_before(Jobs, "finish"),
-        "the job is finished, not committed": lambda: die_after(Jobs, "finish"),
-        "all is committed, nothing acknowledged": lambda: die_before(AmqpTransport, "settle"),
+        "the result is written, the job open": lambda: die_after(Tasks, "succeed"),
+        "the job is finished, nothing acknowledged": lambda: die_after(Jobs, "finish"),
         "the message is acknowledged": lambda: die_after(Intake, "flush"),
     }
 )

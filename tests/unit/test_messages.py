@@ -9,37 +9,36 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from custody.messages import MOST_BYTES, MessageError, decode, encode
-from custody.releases import Releasable
+from custody.releases import Released
 from tests.conftest import ROOT
 
 SCHEMA = json.loads((ROOT / "schema" / "messages" / "task.v1.json").read_text())
 VALIDATOR = Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 TASKS = st.builds(
-    Releasable,
-    task_id=st.uuids(),
-    tenant_id=st.uuids(),
+    Released,
+    task_id=st.uuids().map(str),
+    tenant_id=st.uuids().map(str),
     model=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True),
     sha256=st.binary(min_size=32, max_size=32),
     size=st.integers(1, 2**63 - 1),
     media_type=st.sampled_from(["image/jpeg", "image/png", "image/vnd.microsoft.icon", "video/quicktime"]),
-    attempt=st.integers(0, 100),
     traceparent=st.none(),
 )
 
 
 @given(TASKS)
-def test_every_message_keeps_the_contract_and_is_read_again(task: Releasable) -> None:
+def test_every_message_keeps_the_contract_and_is_read_again(task: Released) -> None:
     body = encode(task)
     VALIDATOR.validate(json.loads(body))
     assert len(body) < MOST_BYTES
     message = decode(body, model=task.model)
-    assert (message.task, message.model) == (task.task_id, task.model)
+    assert (str(message.task), message.model) == (task.task_id, task.model)
 
 
 def test_the_largest_message_is_under_600_bytes() -> None:
-    task = Releasable(
-        UUID(int=0), UUID(int=0), "m" * 63, b"\xff" * 32, 2**63 - 1, "video/" + "x" * 40, 1, "0" * 55
+    task = Released(
+        str(UUID(int=0)), str(UUID(int=0)), "m" * 63, b"\xff" * 32, 2**63 - 1, "video/" + "x" * 40, "0" * 55
     )  # fmt: skip
     assert len(encode(task)) < 600
 
@@ -82,7 +81,7 @@ def test_no_bytes_whatever_break_the_reader(body: bytes) -> None:
 
 
 def a_message() -> bytes:
-    return encode(Releasable(UUID(int=1), UUID(int=2), "digits", b"\1" * 32, 10, "image/png", 0, None))
+    return encode(Released(str(UUID(int=1)), str(UUID(int=2)), "digits", b"\1" * 32, 10, "image/png", None))
 
 
 def reason_for(body: bytes) -> str:

@@ -86,8 +86,8 @@ class AmqpHarness:
         self.tell(pool)
         ready = """
             SELECT t.id FROM wharf.tasks t JOIN wharf.jobs j ON j.id = t.job_id
-            WHERE t.pool = %s AND t.state = 'queued' AND t.released_at IS NULL AND t.not_before <= now()
-              AND j.state = 'open' LIMIT 1
+            WHERE t.pool = %s AND t.state = 'queued' AND t.not_before <= now() AND j.state = 'open'
+              AND NOT EXISTS (SELECT FROM wharf.released r WHERE r.task_id = t.id) LIMIT 1
         """
         async with asyncio.timeout(20):
             while await self._domain.ask(ready, [pool]):

@@ -1,0 +1,126 @@
+"""The real processes on servers of their own, and what each of them has cost so far."""
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import psycopg
+
+from bench.cpu import below_seconds, own_seconds, tree_seconds
+from standalone.postgres import Postgres
+from tests.e2e.service import Installation, Part, Service, start_worker
+from tests.support.rabbitmq import RabbitMQ
+
+TRANSPORTS = ("embedded", "amqp")
+DATABASE = "wharf"
+
+IDLE_SECONDS = 11
+"""A Postgres process that is idle adds what it did to the statistics after 10 s at the latest."""
+
+ASKED = """
+    SELECT (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database())::int,
+           (SELECT sum(s.calls) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
+            WHERE d.datname = current_database() AND s.query !~* '^(begin|commit|rollback|set)\\M')::int
+"""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """`worker` and `broker` are missing where only a relay is looked at, `relay` and `rabbitmq` where there is no
+    queue."""
+
+    service: Service
+    postmaster: int
+    broker: Part | None = None
+    worker: Part | None = None
+    relay: Part | None = None
+    rabbitmq: RabbitMQ | None = None
+
+    def cpu_seconds(self) -> Mapping[str, float]:
+        """Used so far, by role. Postgres: all its processes. The slots: those that have died too."""
+        seconds = {}
+        if self.broker:
+            seconds["broker"] = tree_seconds(self.broker.pid)
+        if self.relay:
+            seconds["relay"] = tree_seconds(self.relay.pid)
+        if self.worker:
+            seconds["worker"] = own_seconds(self.worker.pid)
+            seconds["slots"] = below_seconds(self.worker.pid)
+        seconds["Postgres"] = tree_seconds(self.postmaster)
+        if self.rabbitmq:
+            seconds["RabbitMQ"] = tree_seconds(self.rabbitmq.pid)
+        return seconds
+
+    def counts(self) -> Mapping[str, float]:
+        """What has been asked of the servers so far: SQL by Postgres' statistics, messages by RabbitMQ's own counters.
+        Exact where nobody has asked anything for `IDLE_SECONDS`."""
+        [(transactions, statements)] = self.service.ask(ASKED)
+        counts = {"transactions": float(str(transactions)), "statements": float(str(statements))}
+        if self.rabbitmq:
+            overview = self.rabbitmq.ctl("eval", "rabbit_global_counters:overview().")
+            counts["messages"] = _total(overview, "messages_received_total")
+            counts["acks"] = _total(overview, "messages_acknowledged_total")
+        return counts
+
+
+@contextmanager
+def fleet(transport: str, folder: Path, model: Path, **worker: str) -> Iterator[Fleet]:
+    """Broker and one worker with a warm engine, and with `amqp` a relay in between. `worker`: its settings."""
+    with ExitStack() as stack:
+        installation, service, postmaster = stack.enter_context(_installation(folder))
+        broker = installation.broker()
+        relay = rabbitmq = None
+        queue: dict[str, str] = {}
+        if transport == "amqp":
+            rabbitmq = stack.enter_context(RabbitMQ(folder / "rabbitmq"))
+            relay = installation.relay("relay-1", rabbitmq.url())
+            start_worker(relay)
+            queue = {"WHARF_AMQP_URL": rabbitmq.url()}
+        started = installation.worker("worker-1", WHARF_MODEL=str(model), **queue, **worker)
+        start_worker(started)
+        yield Fleet(service, postmaster, broker, started, relay, rabbitmq)
+
+
+@contextmanager
+def lone_relay(folder: Path, **settings: str) -> Iterator[Fleet]:
+    """A relay that nobody gives work to, and nobody takes any from."""
+    with ExitStack() as stack:
+        installation, service, postmaster = stack.enter_context(_installation(folder))
+        rabbitmq = stack.enter_context(RabbitMQ(folder / "rabbitmq"))
+        relay = installation.relay("relay-1", rabbitmq.url(), **settings)
+        start_worker(relay)
+        yield Fleet(service, postmaster, relay=relay, rabbitmq=rabbitmq)
+
+
+def per_thing(before: Mapping[str, float], after: Mapping[str, float], things: int) -> dict[str, float]:
+    return {name: (after[name] - before[name]) / things for name in before}
+
+
+@contextmanager
+def _installation(folder: Path) -> Iterator[tuple[Installation, Service, int]]:
+    """A durable Postgres of its own that counts its statements; with the postmaster's pid."""
+    folder.mkdir(parents=True)
+    postgres = Postgres(folder / "postgres")
+    with ExitStack() as stack:
+        stack.callback(lambda: asyncio.run(postgres.stop()))
+        asyncio.run(postgres.start())
+        with psycopg.connect(postgres.url(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {DATABASE}")
+            connection.execute("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
+        asyncio.run(postgres.stop())
+        asyncio.run(postgres.start())
+        with psycopg.connect(postgres.url(database=DATABASE), autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION pg_stat_statements")
+            postmaster = psutil.Process(connection.info.backend_pid).ppid()
+        installation = Installation(folder, lambda role: postgres.url(role, DATABASE))
+        stack.callback(installation.stop)
+        yield installation, installation.migrate(), postmaster
+
+
+def _total(overview: str, counter: str) -> float:
+    """Over all protocols and kinds of queue."""
+    return float(sum(map(int, re.findall(rf"\b{counter} => (\d+)", overview))))

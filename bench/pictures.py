@@ -1,0 +1,47 @@
+"""Pictures of equal work and different bytes: no two of them are the same file to the service."""
+
+import io
+import struct
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from uuid import uuid4
+
+from PIL import Image
+
+import starter_model
+from tests.support.shared import BUS, YOLO11N
+
+START_OF_IMAGE = b"\xff\xd8"
+COMMENT = b"\xff\xfe"
+
+TINY = (32, 32)
+
+
+def model_and_photo() -> tuple[Path, bytes]:
+    """The real model and a photo where they lie beside the repository, else the starter model and its page, as JPEG."""
+    if YOLO11N.is_file() and BUS.is_file():
+        return YOLO11N, BUS.read_bytes()
+    with Image.open(starter_model.PAGE) as page:
+        return starter_model.MODEL, _jpeg(page.convert("RGB"))
+
+
+def tiny() -> bytes:
+    """Decoded in microseconds."""
+    return _jpeg(Image.linear_gradient("L").resize(TINY).convert("RGB"))
+
+
+def distinct(jpeg: bytes) -> Iterator[bytes]:
+    """The picture without end, each time with another comment in its header."""
+    assert jpeg.startswith(START_OF_IMAGE)
+    run = uuid4().hex
+    for number in count():
+        words = f"{run} {number:08d}".encode()
+        segment = COMMENT + struct.pack("!H", len(words) + 2) + words
+        yield START_OF_IMAGE + segment + jpeg[len(START_OF_IMAGE) :]
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    written = io.BytesIO()
+    picture.save(written, "JPEG", quality=95)
+    return written.getvalue()
