@@ -11,14 +11,16 @@ from uuid import UUID
 from psycopg.rows import DictRow
 
 from custody.database import Transaction
-from custody.turns import FROM_THE_FIRST, READY, in_turn
+from custody.turns import FROM_THE_FIRST, QUEUED, READY, in_turn
 from custody.wire import Priority
 
-UNRELEASED = f"""
-    {READY} AND NOT EXISTS (
+NOT_RELEASED = """
+    NOT EXISTS (
         SELECT FROM wharf.released r
         WHERE r.pool = t.pool AND r.class = t.class AND r.tenant_id = t.tenant_id AND r.task_id = t.id)
 """
+
+UNRELEASED = f"{READY} AND {NOT_RELEASED}"
 
 LAST_RELEASED = f"""
     coalesce((
@@ -50,9 +52,10 @@ class Released:
 
 async def release(
     transaction: Transaction, *, pool: str, priority: Priority, window: int, limit: int, behind: bool = True
-) -> list[Released]:
+) -> tuple[list[Released], int]:
     """Up to `limit` tasks to put into the queue now, so that no more than `window` are there: the tenants in turn, each
-    one's oldest first. They count as released; `undo` it where that comes to nothing.
+    one's oldest first. They count as released; `undo` it where that comes to nothing. And how many it might have been:
+    `limit`, or what room there was.
 
     Without `behind`, those that lie behind a tenant's last released one are not looked for, retries say: that would
     read all that is released, with each batch of a long row of them."""
@@ -76,11 +79,14 @@ async def release(
             INSERT INTO wharf.released (pool, class, tenant_id, task_id)
             SELECT pool, class, tenant_id, id FROM chosen ON CONFLICT DO NOTHING
         )
-        SELECT id::text, tenant_id::text, pool, sha256, size, media_type, traceparent FROM chosen
+        SELECT room.tasks::int AS room, c.id::text, c.tenant_id::text, c.pool, c.sha256, c.size, c.media_type,
+               c.traceparent
+        FROM room LEFT JOIN chosen c ON true
         """,
         {"pool": pool, "class": priority.value, "window": window, "candidates": limit},
     )
-    return [_released(row) for row in await found.fetchall()]
+    rows = await found.fetchall()
+    return [_released(row) for row in rows if row["id"] is not None], rows[0]["room"]
 
 
 async def undo(transaction: Transaction, tasks: Sequence[UUID | str]) -> None:
@@ -165,26 +171,15 @@ async def dispatch_again(transaction: Transaction, task: UUID, *, after_seconds:
     return changed.rowcount == 1
 
 
-async def room(transaction: Transaction, pool: str, priority: Priority, window: int) -> int:
-    """How many more tasks the queue may hold."""
-    found = await transaction.execute(
-        "SELECT %s - count(*)::int AS room FROM wharf.released r WHERE r.pool = %s AND r.class = %s",
-        [window, pool, priority.value],
-    )
-    row = await found.fetchone()
-    assert row is not None
-    return max(0, int(row["room"]))
-
-
 async def seconds_to_next(transaction: Transaction, pool: str, priority: Priority) -> float | None:
-    """Until the first of the tasks that wait for their time is due; None where none waits. For when all that is
-    ready has been released: it would read it."""
+    """Until the first of the tasks that wait for their time is due, below 0 where it came a moment ago; None where none
+    waits. For when all that is ready has been released: it would read it."""
     found = await transaction.execute(
-        """
+        f"""
         SELECT extract(epoch FROM min(t.not_before) - now())::float8 AS seconds FROM wharf.tasks t
-        WHERE t.pool = %s AND t.class = %s AND t.state = 'queued' AND t.not_before > now()
+        WHERE {QUEUED} AND t.not_before > now() - interval '1 second' AND {NOT_RELEASED}
         """,
-        [pool, priority.value],
+        {"pool": pool, "class": priority.value},
     )
     row = await found.fetchone()
     assert row is not None

@@ -157,6 +157,14 @@ class Tasks:
         in_order = dict.fromkeys(offer.task_id for offer in offers)
         return [claims[task] for task in in_order if task in claims], [one for one in ended if one.state == "failed"]
 
+    async def held_by_others(self, transaction: Transaction, tasks: Sequence[UUID], worker: str) -> set[UUID]:
+        """Those of the tasks that run in other workers' hands."""
+        found = await transaction.execute(
+            "SELECT id FROM wharf.tasks WHERE id = ANY (%s) AND state = 'running' AND worker <> %s",
+            [list(tasks), worker],
+        )
+        return {row["id"] for row in await found.fetchall()}
+
     async def extend(self, transaction: Transaction, claims: Sequence[Claim]) -> set[UUID]:
         """Renews the leases; gives the tasks still held. The others were cancelled or taken over: let go of them."""
         found = await transaction.execute(

@@ -172,16 +172,10 @@ CREATE FUNCTION wharf.pool_backlog(wanted_pool text, most integer) RETURNS integ
     SET search_path TO ''
     BEGIN ATOMIC
  SELECT (count(*))::integer AS count
-    FROM (( SELECT
+    FROM ( SELECT
             FROM wharf.tasks
-           WHERE ((tasks.pool = pool_backlog.wanted_pool) AND (tasks.state = 'queued'::text) AND (tasks.released_at IS NULL))
-          LIMIT pool_backlog.most)
-         UNION ALL
-         ( SELECT
-            FROM wharf.tasks
-           WHERE ((tasks.pool = pool_backlog.wanted_pool) AND (tasks.state = 'queued'::text) AND (tasks.released_at IS NOT NULL))
-          LIMIT pool_backlog.most)
-  LIMIT pool_backlog.most) waiting;
+           WHERE ((tasks.pool = pool_backlog.wanted_pool) AND (tasks.state = 'queued'::text))
+          LIMIT pool_backlog.most) waiting;
 END;
 
 ALTER FUNCTION wharf.pool_backlog(wanted_pool text, most integer) OWNER TO wharf_owner;
@@ -378,6 +372,16 @@ CREATE TABLE wharf.relays (
 
 ALTER TABLE wharf.relays OWNER TO wharf_owner;
 
+CREATE UNLOGGED TABLE wharf.released (
+    pool text NOT NULL,
+    class text NOT NULL,
+    tenant_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    released_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE wharf.released OWNER TO wharf_owner;
+
 CREATE TABLE wharf.results (
     task_id uuid NOT NULL,
     tenant_id uuid NOT NULL,
@@ -447,6 +451,9 @@ ALTER TABLE ONLY wharf.pools
 ALTER TABLE ONLY wharf.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY wharf.released
+    ADD CONSTRAINT released_pkey PRIMARY KEY (pool, class, tenant_id, task_id);
+
 ALTER TABLE ONLY wharf.results
     ADD CONSTRAINT results_pkey PRIMARY KEY (task_id);
 
@@ -490,9 +497,7 @@ CREATE INDEX tasks_leases ON wharf.tasks USING btree (lease_until) WHERE (state 
 
 CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 
-CREATE INDEX tasks_ready ON wharf.tasks USING btree (pool, class, tenant_id, id) WHERE ((state = 'queued'::text) AND (released_at IS NULL));
-
-CREATE INDEX tasks_released ON wharf.tasks USING btree (pool, class, tenant_id) WHERE ((state = 'queued'::text) AND (released_at IS NOT NULL));
+CREATE INDEX tasks_ready ON wharf.tasks USING btree (pool, class, tenant_id, id) WHERE (state = 'queued'::text);
 
 ALTER TABLE ONLY wharf.api_keys
     ADD CONSTRAINT api_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
@@ -614,7 +619,6 @@ GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_relay;
 GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_relay;
 
-GRANT UPDATE(released_at) ON TABLE wharf.tasks TO wharf_relay;
 GRANT UPDATE(released_at) ON TABLE wharf.tasks TO wharf_worker;
 
 GRANT UPDATE(claimed_at) ON TABLE wharf.tasks TO wharf_worker;
@@ -701,6 +705,9 @@ GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_relay;
 
 GRANT SELECT ON TABLE wharf.relays TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
+
+GRANT SELECT,INSERT,DELETE ON TABLE wharf.released TO wharf_relay;
+GRANT SELECT,DELETE ON TABLE wharf.released TO wharf_worker;
 
 GRANT SELECT ON TABLE wharf.results TO wharf_api;
 GRANT INSERT ON TABLE wharf.results TO wharf_worker;

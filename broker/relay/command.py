@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
 import structlog
@@ -55,6 +56,10 @@ async def serve(settings: RelaySettings) -> None:
             metrics=metrics,
             name=name,
         )
+
+        def faults() -> str:
+            return amqp.fault or "; ".join(f"{queue}: {reason}" for queue, reason in process.faults.items())
+
         if settings.health_port:
             stack.enter_context(
                 HealthServer(
@@ -62,7 +67,7 @@ async def serve(settings: RelaySettings) -> None:
                     settings.health_port,
                     metrics.registry,
                     is_alive=pulse.is_recent,
-                    is_ready=lambda: amqp.fault is None and pulse.is_recent() and not stop.is_set(),
+                    is_ready=lambda: not faults() and pulse.is_recent() and not stop.is_set(),
                 )
             )
         loops = [
@@ -71,7 +76,7 @@ async def serve(settings: RelaySettings) -> None:
                 amqp.keep(process.run),
                 reconciler.run(),
                 pulse.beat(),
-                _say_alive(database, settings.instance, amqp, process),
+                _say_alive(database, settings.instance, faults),
             )
         ]
         for loop in loops:
@@ -93,12 +98,11 @@ async def serve(settings: RelaySettings) -> None:
     log.info("relay_stopped")
 
 
-async def _say_alive(database: Database, instance: str, amqp: Amqp, relay: Relay) -> None:
+async def _say_alive(database: Database, instance: str, faults: Callable[[], str]) -> None:
     while True:
         try:
             async with database.transaction() as transaction:
-                fault = amqp.fault or "; ".join(f"{queue}: {reason}" for queue, reason in relay.faults.items())
-                await relays.report_relay(transaction, instance, fault or None)
+                await relays.report_relay(transaction, instance, faults() or None)
         except CustodyError as error:
             log.warning("report_interrupted", code=error.code)
         await asyncio.sleep(SEEN_EVERY_SECONDS)

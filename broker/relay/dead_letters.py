@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import NoReturn
 
 import structlog
 
@@ -10,7 +11,7 @@ from custody import releases
 from custody.database import Database
 from custody.errors import CustodyError
 from custody.messages import MessageError, decode
-from custody.transport.connection import Arrival, Connection
+from custody.transport.connection import Arrival, Connection, QueueError
 from custody.transport.topology import DEAD_LETTERS, declare_dead_letters
 
 log = structlog.get_logger()
@@ -35,11 +36,9 @@ class DeadLetters:
         async with asyncio.TaskGroup() as group:
             group.create_task(channel.until_closed())
 
-            def deleted() -> None:
-                # With the channel everything ends, and is made anew.
-                group.create_task(channel.close())
-
-            await channel.consume(DEAD_LETTERS, PREFETCH, letters.put_nowait, deleted)
+            deleted = asyncio.Event()
+            group.create_task(_end_at(deleted))
+            await channel.consume(DEAD_LETTERS, PREFETCH, letters.put_nowait, deleted.set)
             while True:
                 letter = await letters.get()
                 self.metrics.dead_letters.labels(await self._outcome(letter.body)).inc()
@@ -61,3 +60,9 @@ class DeadLetters:
                 continue
             log.warning("dead_letter", task_id=str(task), dispatched_again=again)
             return "dispatched" if again else "void"
+
+
+async def _end_at(deleted: asyncio.Event) -> NoReturn:
+    await deleted.wait()
+    # With that everything ends, and is made anew.
+    raise QueueError(f"The queue {DEAD_LETTERS} was deleted.")

@@ -8,7 +8,7 @@ import structlog
 from broker.relay.dead_letters import DeadLetters
 from broker.relay.metrics import RelayMetrics
 from broker.relay.publisher import Publisher
-from broker.relay.release import Release, SilentQueueError, Window
+from broker.relay.release import DELETED_SECONDS, Release, SilentQueueError, Window
 from custody import pools
 from custody.database import Database
 from custody.errors import CustodyError
@@ -90,6 +90,7 @@ class Relay:
             except* SilentQueueError as errors:
                 log.error("queue_made_anew", queue=queue, reason=reasons(errors))  # noqa: TRY400
                 await topology.delete(connection, pool, priority)
+                await asyncio.sleep(DELETED_SECONDS)
             except* (ChannelFailedError, CustodyError) as errors:
                 # One queue that was made with other arguments, say, is no reason to leave the others alone.
                 self.faults[queue] = reasons(errors)

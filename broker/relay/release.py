@@ -161,10 +161,8 @@ class Release:
 
     async def _choose(self) -> Choice:
         async with self._database.statements() as statements:
-            # Asked before: asked after, the room that workers have made meanwhile would look like a want of tasks.
-            room = await releases.room(statements, self._pool, self._priority, self._window.size)
             behind = time.monotonic() > self._behind_at
-            tasks = await releases.release(
+            tasks, room = await releases.release(
                 statements,
                 pool=self._pool,
                 priority=self._priority,
@@ -176,13 +174,13 @@ class Release:
                 self._behind_at = time.monotonic() + BEHIND_SECONDS
             if len(tasks) == self._window.batch:
                 return Choice(tasks)
-            if len(tasks) >= room:
+            if len(tasks) == room:
                 return Choice(tasks, self._pace(len(tasks)), is_full=True)
             if not behind:
                 self._behind_at = 0.0
                 return Choice(tasks)
             due = await releases.seconds_to_next(statements, self._pool, self._priority)
-        return Choice(tasks, LOOK_SECONDS if due is None else min(LOOK_SECONDS, max(due, 0.0)))
+        return Choice(tasks, LOOK_SECONDS if due is None else min(LOOK_SECONDS, max(due, SHORTEST_PAUSE)))
 
     def _pace(self, filled: int) -> float:
         """The pause while the queue is full: as short as it empties quickly, so that it never runs dry, and no look is

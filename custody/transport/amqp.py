@@ -13,6 +13,7 @@ import structlog
 
 from custody import releases
 from custody.database import Database
+from custody.errors import CustodyError
 from custody.messages import MessageError, decode
 from custody.tasks import Claim, Ended, Offer, Tasks
 from custody.transport import Delivery
@@ -23,16 +24,18 @@ from custody.wire import Priority
 log = structlog.get_logger()
 
 LOOK_AGAIN_SECONDS = 1.0
-"""Pause before a queue that is not there is looked for again."""
+"""Pause before a queue that is not there is looked for again, and a task that another worker held."""
 
 
 @dataclass(eq=False)
 class Message:
-    """One that came and was not settled yet: `tag` is its number on the channel of `intake`."""
+    """One that came and was not settled yet: `tag` is its number on the channel of `intake`. `looked_at`: another
+    worker held the task."""
 
     offer: Offer
     intake: "Intake"
     tag: int
+    looked_at: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,7 @@ class AmqpTransport:
             deliveries = [QueuedDelivery(claim, by_task[claim.task_id]) for claim in claims]
             self._held |= {delivery.claim.task_id: delivery for delivery in deliveries}
             kept = {delivery.message for delivery in deliveries}
-            for message in messages:
-                if message not in kept:
-                    message.intake.settle(message.tag)
+            await self._let_go_of([message for message in messages if message not in kept], feed)
             await self._follow(ended)
             if deliveries:
                 return deliveries
@@ -129,12 +130,30 @@ class AmqpTransport:
     async def _claim(self, messages: Sequence[Message]) -> tuple[list[Claim], list[Ended]]:
         offers = [message.offer for message in messages]
         async with self._database.statements() as statements:
-            claims, ended = await self._tasks.claim(statements, offers, pool=self._pool, worker=self._worker)
-            claimed = {claim.task_id for claim in claims}
-            if void := [offer.task_id for offer in offers if offer.task_id not in claimed]:
-                # What is queued and may not begin now, its pool being paused say, is released again in its time.
-                await releases.undo(statements, void)
-        return claims, ended
+            return await self._tasks.claim(statements, offers, pool=self._pool, worker=self._worker)
+
+    async def _let_go_of(self, unclaimed: Sequence[Message], feed: "Feed") -> None:
+        """Acknowledges messages that are void. One that came again while another worker holds its task is looked at
+        once more: the worker may have died so lately that nobody knows of it yet."""
+        redelivered = [message for message in unclaimed if message.offer.redelivered and not message.looked_at]
+        held: set[UUID] = set()
+        try:
+            async with self._database.statements() as statements:
+                if redelivered:
+                    tasks = [message.offer.task_id for message in redelivered]
+                    held = await self._tasks.held_by_others(statements, tasks, self._worker)
+                if void := [message.offer.task_id for message in unclaimed if message.offer.task_id not in held]:
+                    # What is queued and may not begin now, its pool being paused say, is released again in its time.
+                    await releases.undo(statements, void)
+        except CustodyError as error:
+            # The relay finds out by itself, a little later.
+            log.warning("void_not_undone", code=error.code, detail=error.detail)
+        for message in unclaimed:
+            if message.offer.task_id in held:
+                message.looked_at = True
+                asyncio.get_running_loop().call_later(LOOK_AGAIN_SECONDS, feed.put_back, [message])
+            else:
+                message.intake.settle(message.tag)
 
     async def _feed(self, connection: Connection) -> None:
         async with asyncio.TaskGroup() as group:
@@ -208,6 +227,7 @@ class Feed:
 
     def put_back(self, messages: Sequence[Message]) -> None:
         self._arrived.extendleft(message for message in reversed(messages) if message.intake is self._intake)
+        self._arrival.set()
 
     async def stop(self) -> None:
         """Takes nothing more in, and lets others have what nobody here took, until somebody takes again."""

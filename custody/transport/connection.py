@@ -7,8 +7,10 @@ QueueError
 """
 
 import asyncio
+import math
 import random
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ ANSWER_SECONDS = 20.0
 """A quorum queue without a leader does not answer: nobody waits for it for ever."""
 SHORTEST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
+STEADY_SECONDS = 10.0
+"""A connection that lasted for longer was good: the next pause is a short one."""
 
 NOT_FOUND = 404
 
@@ -143,9 +147,10 @@ class Amqp:
         processes share. `use` ends only by an error."""
         pause = SHORTEST_PAUSE
         while True:
+            opened = math.inf
             try:
                 self._connection = await Connection.open(self._login.parameters(self._name))
-                self._fault, pause = None, SHORTEST_PAUSE
+                self._fault, opened = None, time.monotonic()
                 log.info("queue_connected", server=self._connection.server)
                 await use(self._connection)
             except* (QueueError, CustodyError) as errors:
@@ -155,6 +160,8 @@ class Amqp:
                 if self._connection:
                     await self._connection.close()
                     self._connection = None
+            if time.monotonic() - opened > STEADY_SECONDS:
+                pause = SHORTEST_PAUSE
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
             pause = min(pause * 2, LONGEST_PAUSE)
 

@@ -254,6 +254,21 @@ async def test_a_redelivered_task_of_a_worker_that_lives_is_left_to_it(domain, a
     assert (taken_over.task_id, taken_over.attempt, taken_over.alone) == (claim.task_id, 2, True)
 
 
+async def test_a_redelivered_task_whose_worker_died_too_lately_to_be_missed_is_taken_over_a_moment_later(
+    domain, acme, fleet
+):
+    await domain.submit(acme)
+    await fleet.announce()
+    url = domain.installation.url("wharf_worker")
+    async with InstanceLock(url, kind="worker", instance="dead"):
+        dead, living = await fleet.connect("dead"), await fleet.connect("living")
+        [lost] = await receive(dead, 1)
+        await fleet.vanish("dead")
+        assert not await living.receive(Priority.INTERACTIVE, 1, 0.5)
+    [taken_over] = await receive(living, 1)
+    assert (taken_over.claim.task_id, taken_over.claim.attempt) == (lost.claim.task_id, 2)
+
+
 async def test_a_message_that_comes_for_the_first_time_takes_nothing_over(domain, acme, fleet):
     await domain.submit(acme)
     [claim] = await domain.claim(worker="holder")

@@ -283,7 +283,8 @@ RELEASE = {"window": 1000, "limit": 100}
         ("relay", lambda tx: Jobs().overdue(tx), {"jobs_deadlines"}, 200),
     ],
     ids=[
-        "claim where none is", "claim", "claim of a smaller pool", "release", "release onwards", "queue gone", "overlooked",
+        "claim where none is", "claim", "claim of a smaller pool", "release", "release onwards", "queue gone",
+        "overlooked",
         "expired leases", "former self", "unfinished jobs", "cancelled jobs", "overdue jobs",
     ],
 )  # fmt: skip

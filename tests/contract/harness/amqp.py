@@ -93,10 +93,14 @@ class AmqpHarness:
             while await self._domain.ask(ready, [pool]):
                 await asyncio.sleep(0.01)
 
-    async def abandon(self, worker: str) -> None:
+    async def vanish(self, worker: str) -> None:
+        """Its connection is gone, and so are its process and whatever it had to say."""
         keeping = self._workers[worker]._keeping
         assert keeping is not None
         await _end(keeping)
+
+    async def abandon(self, worker: str) -> None:
+        await self.vanish(worker)
         await self._domain.expire_leases(worker)
         await self.reconcile()
 
