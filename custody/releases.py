@@ -101,6 +101,18 @@ async def undo(transaction: Transaction, tasks: Sequence[UUID | str]) -> None:
     )
 
 
+async def put_back(transaction: Transaction, tasks: Sequence[UUID]) -> None:
+    """They were claimed and given back, and their messages with them."""
+    await transaction.execute(
+        """
+        INSERT INTO wharf.released (pool, class, tenant_id, task_id)
+        SELECT pool, class, tenant_id, id FROM wharf.tasks WHERE id = ANY (%s) AND state = 'queued'
+        ON CONFLICT DO NOTHING
+        """,
+        [list(tasks)],
+    )
+
+
 async def undo_pool(transaction: Transaction, pool: str, priority: Priority | None = None) -> int:
     """The pool's queue is gone, or there is none any more. Gives how many releases were undone."""
     changed = await transaction.execute(

@@ -707,7 +707,7 @@ GRANT SELECT ON TABLE wharf.relays TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
 
 GRANT SELECT,INSERT,DELETE ON TABLE wharf.released TO wharf_relay;
-GRANT SELECT,DELETE ON TABLE wharf.released TO wharf_worker;
+GRANT SELECT,INSERT,DELETE ON TABLE wharf.released TO wharf_worker;
 
 GRANT SELECT ON TABLE wharf.results TO wharf_api;
 GRANT INSERT ON TABLE wharf.results TO wharf_worker;

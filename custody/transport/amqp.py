@@ -108,7 +108,11 @@ class AmqpTransport:
             self._held |= {delivery.claim.task_id: delivery for delivery in deliveries}
             kept = {delivery.message for delivery in deliveries}
             await self._let_go_of([message for message in messages if message not in kept], feed)
-            await self._follow(ended)
+            try:
+                await self._follow(ended)
+            except CustodyError as error:
+                # A relay follows them a little later.
+                log.warning("ends_not_followed", code=error.code, detail=error.detail)
             if deliveries:
                 return deliveries
 
@@ -122,6 +126,7 @@ class AmqpTransport:
             await feed.stop()
         async with self._database.statements() as statements:
             await self._tasks.give_back(statements, [delivery.claim for delivery in deliveries])
+            await releases.put_back(statements, [delivery.claim.task_id for delivery in deliveries])
         for delivery in deliveries:
             assert isinstance(delivery, QueuedDelivery)
             self._forget(delivery)

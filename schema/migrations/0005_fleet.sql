@@ -15,7 +15,7 @@ CREATE UNLOGGED TABLE wharf.released (
     PRIMARY KEY (pool, class, tenant_id, task_id)
 );
 GRANT SELECT, INSERT, DELETE ON wharf.released TO wharf_relay;
-GRANT SELECT, DELETE ON wharf.released TO wharf_worker;
+GRANT SELECT, INSERT, DELETE ON wharf.released TO wharf_worker;
 
 -- `failed` ran and failed, `unprocessable` can never work.
 ALTER TABLE wharf.tasks

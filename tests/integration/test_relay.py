@@ -86,6 +86,17 @@ async def test_an_idle_queue_is_not_published_to_again(domain, acme, fleet, conn
     assert await topology.find(connection, POOL, Priority.INTERACTIVE) == 5
 
 
+async def test_what_is_given_back_is_not_published_again(domain, acme, fleet, connection):
+    await domain.submit(acme, inputs=8)
+    await fleet.announce()
+    transport = await fleet.connect("w1")
+    await transport.give_back(await receive(transport, 5))
+    for _ in range(3):
+        fleet.tell()
+        await asyncio.sleep(0.2)
+    assert await topology.find(connection, POOL, Priority.INTERACTIVE) == 8
+
+
 async def test_nothing_of_a_paused_pool_begins_until_it_is_resumed(domain, acme, fleet, connection):
     await domain.submit(acme, inputs=2)
     await fleet.announce()
