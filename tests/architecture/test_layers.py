@@ -24,6 +24,7 @@ WRITERS = {
     "idempotency_keys": {"custody.idempotency"},
     "jobs": {"custody.jobs"},
     "tasks": {"custody.jobs", "custody.tasks", "custody.releases"},
+    "released": {"custody.releases", "custody.tasks"},
     "results": {"custody.tasks"},
     "models": {"custody.models"},
     "workers": {"custody.models"},
