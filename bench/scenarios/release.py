@@ -26,7 +26,7 @@ WARM_UP = 500
 LIMIT_TIMES = 3
 """So many messages for each task: a window of the limit that is over in half a second shows chance."""
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.03
 LONGEST_WINDOW_SECONDS = 120
 
 READY = """

@@ -139,16 +139,14 @@ class Release:
 
     async def _keep_filling(self, group: asyncio.TaskGroup) -> None:
         with self._notices.subscribe(tasks_queued(self._pool, self._priority)) as subscription:
+            choosing = group.create_task(self._choose())
             while True:
-                # The next batches are chosen and sent while the server still writes down those before.
-                async with self._turn:
-                    try:
-                        choice = await self._choose()
-                    except CustodyError as error:
-                        log.warning("release_interrupted", queue=self._queue, code=error.code, detail=error.detail)
-                        await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
-                        continue
-                    if choice.tasks:
+                choice = await choosing
+                if choice.pause_seconds is None:
+                    # The database chooses the next ones while these are sent, and the server writes down those before.
+                    choosing = group.create_task(self._choose())
+                if choice.tasks:
+                    async with self._turn:
                         batch = await self._publisher.publish(self._queue, choice.tasks)
                         group.create_task(self._settle(batch))
                 if choice.pause_seconds is None:
@@ -158,8 +156,17 @@ class Release:
                 else:
                     await subscription.wait(choice.pause_seconds)
                     self._behind_at = 0.0
+                choosing = group.create_task(self._choose())
 
     async def _choose(self) -> Choice:
+        while True:
+            try:
+                return await self._next_choice()
+            except CustodyError as error:
+                log.warning("release_interrupted", queue=self._queue, code=error.code, detail=error.detail)
+            await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+
+    async def _next_choice(self) -> Choice:
         async with self._database.statements() as statements:
             behind = time.monotonic() > self._behind_at
             tasks, room = await releases.release(
