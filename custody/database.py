@@ -48,10 +48,18 @@ class Database:
     `url`: a libpq connection string; `name`: what the server's activity view shows; `role`: the role of
     `schema/roles.sql` that the login must have, and no other of them (None: any); `size`: most connections held;
     `idle_seconds`: after so long without a word inside a transaction, as of a process that was paused or cut off, the
-    server ends it and lets go of its locks."""
+    server ends it and lets go of its locks; `by_index`: no statement reads a whole table. A queue's tables are empty
+    one minute and large the next, and a plan that was made for the empty one is kept."""
 
     def __init__(
-        self, url: str, *, name: str, role: str | None = None, size: int = 16, idle_seconds: float = 30.0
+        self,
+        url: str,
+        *,
+        name: str,
+        role: str | None = None,
+        size: int = 16,
+        idle_seconds: float = 30.0,
+        by_index: bool = False,
     ) -> None:
         self._url = url
         self._role = role
@@ -64,6 +72,7 @@ class Database:
             kwargs={"row_factory": dict_row, "application_name": name, "autocommit": True},
             min_size=1,
             max_size=size,
+            configure=_plan_by_index if by_index else None,
             timeout=5,
             open=False,
         )
@@ -141,6 +150,10 @@ class Database:
                 raise
             return connection
         raise AssertionError("unreachable: the last try returns or raises")
+
+
+async def _plan_by_index(connection: Transaction) -> None:
+    await connection.execute("SET enable_seqscan = off")
 
 
 @contextmanager

@@ -4,7 +4,8 @@ A task is written down as released just before its message is published, and unt
 the message, and the task's row is what counts: then the release is undone, and the task has its turn again.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -50,12 +51,29 @@ class Released:
     traceparent: str | None
 
 
+async def in_flight(transaction: Transaction, pool: str, priority: Priority) -> Counter[str]:
+    """How many tasks of each tenant are released and not claimed."""
+    found = await transaction.execute(
+        """
+        SELECT r.tenant_id::text, count(*)::int AS tasks FROM wharf.released r
+        WHERE r.pool = %s AND r.class = %s GROUP BY r.tenant_id
+        """,
+        [pool, priority.value],
+    )
+    return Counter({row["tenant_id"]: row["tasks"] for row in await found.fetchall()})
+
+
 async def release(
-    transaction: Transaction, *, pool: str, priority: Priority, window: int, limit: int, behind: bool = True
-) -> tuple[list[Released], int]:
-    """Up to `limit` tasks to put into the queue now, so that no more than `window` are there: the tenants in turn, each
-    one's oldest first. They count as released; `undo` it where that comes to nothing. And how many it might have been:
-    `limit`, or what room there was.
+    transaction: Transaction,
+    *,
+    pool: str,
+    priority: Priority,
+    limit: int,
+    in_flight: Mapping[str, int],
+    behind: bool = True,
+) -> list[Released]:
+    """Up to `limit` tasks to put into the queue now: the tenants in turn by what they have `in_flight`, each one's
+    oldest first. They count as released; `undo` it where that comes to nothing.
 
     Without `behind`, those that lie behind a tenant's last released one are not looked for, retries say: that would
     read all that is released, with each batch of a long row of them."""
@@ -63,30 +81,29 @@ async def release(
     found = await transaction.execute(
         f"""
         WITH RECURSIVE in_flight AS (
-            SELECT r.tenant_id, count(*) AS tasks FROM wharf.released r
-            WHERE r.pool = %(pool)s AND r.class = %(class)s GROUP BY r.tenant_id
-        ),
-        room AS MATERIALIZED (
-            SELECT greatest(0, least(%(candidates)s, %(window)s - coalesce(sum(tasks), 0))) AS tasks FROM in_flight
+            SELECT f.tenant_id, f.tasks FROM unnest(%(tenants)s::uuid[], %(counts)s::int[]) AS f (tenant_id, tasks)
         ),
         {next_ones},
         chosen AS MATERIALIZED (
             SELECT t.id, t.tenant_id, t.pool, t.class, t.sha256, t.size, t.media_type, j.traceparent
             FROM in_turn JOIN wharf.tasks t USING (id) JOIN wharf.jobs j ON j.id = t.job_id
-            ORDER BY in_turn.turn, t.id LIMIT (SELECT tasks FROM room)
+            ORDER BY in_turn.turn, t.id
         ),
         released AS (
             INSERT INTO wharf.released (pool, class, tenant_id, task_id)
             SELECT pool, class, tenant_id, id FROM chosen ON CONFLICT DO NOTHING
         )
-        SELECT room.tasks::int AS room, c.id::text, c.tenant_id::text, c.pool, c.sha256, c.size, c.media_type,
-               c.traceparent
-        FROM room LEFT JOIN chosen c ON true
+        SELECT id::text, tenant_id::text, pool, sha256, size, media_type, traceparent FROM chosen
         """,
-        {"pool": pool, "class": priority.value, "window": window, "candidates": limit},
+        {
+            "pool": pool,
+            "class": priority.value,
+            "candidates": limit,
+            "tenants": list(in_flight),
+            "counts": list(in_flight.values()),
+        },
     )
-    rows = await found.fetchall()
-    return [_released(row) for row in rows if row["id"] is not None], rows[0]["room"]
+    return [_released(row) for row in await found.fetchall()]
 
 
 async def undo(transaction: Transaction, tasks: Sequence[UUID | str]) -> None:

@@ -64,6 +64,7 @@ async def serve(settings: WorkerSettings) -> None:
                 size=8,
                 # A worker that is paused inside a transaction keeps its tasks no longer than any other silent one.
                 idle_seconds=settings.lease_seconds,
+                by_index=True,
             )
         )
         async with database.transaction() as transaction:

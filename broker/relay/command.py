@@ -40,7 +40,13 @@ async def serve(settings: RelaySettings) -> None:
     name = f"wharf relay {settings.instance}"
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            Database(settings.database_url.get_secret_value(), name="wharf relay", role="wharf_relay", size=8)
+            Database(
+                settings.database_url.get_secret_value(),
+                name="wharf relay",
+                role="wharf_relay",
+                size=8,
+                by_index=True,
+            )
         )
         await stack.enter_async_context(InstanceLock(settings.listen_url, kind="relay", instance=settings.instance))
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf relay"))

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import structlog
@@ -28,6 +29,7 @@ OVERLOOKED_SECONDS = 60.0
 DELETED_SECONDS = 1.0
 """Until all consumers of a deleted queue have been told of it."""
 
+COUNT_SECONDS = 0.2
 BEHIND_SECONDS = 1.0
 """Between looks for tasks that come before the last released ones, while there are enough of later ones."""
 
@@ -90,6 +92,8 @@ class Release:
         self._pause = SHORTEST_PAUSE
         self._is_made = False
         self._behind_at = 0.0
+        self._in_flight: Counter[str] = Counter()
+        self._count_at = 0.0
         self._turn = asyncio.Semaphore(BATCHES)
 
     async def run(self) -> None:
@@ -168,26 +172,38 @@ class Release:
 
     async def _next_choice(self) -> Choice:
         async with self._database.statements() as statements:
+            # Only we add to what is in flight: since it was counted last, there can but be fewer.
+            if time.monotonic() > self._count_at or self._room < self._window.batch:
+                self._in_flight = await releases.in_flight(statements, self._pool, self._priority)
+                self._count_at = time.monotonic() + COUNT_SECONDS
+            limit = min(self._window.batch, self._room)
+            if limit <= 0:
+                return Choice([], self._pace(0), is_full=True)
             behind = time.monotonic() > self._behind_at
-            tasks, room = await releases.release(
+            tasks = await releases.release(
                 statements,
                 pool=self._pool,
                 priority=self._priority,
-                window=self._window.size,
-                limit=self._window.batch,
+                limit=limit,
+                in_flight=self._in_flight,
                 behind=behind,
             )
+            self._in_flight.update(task.tenant_id for task in tasks)
             if behind:
                 self._behind_at = time.monotonic() + BEHIND_SECONDS
             if len(tasks) == self._window.batch:
                 return Choice(tasks)
-            if len(tasks) == room:
+            if len(tasks) == limit:
                 return Choice(tasks, self._pace(len(tasks)), is_full=True)
             if not behind:
                 self._behind_at = 0.0
                 return Choice(tasks)
             due = await releases.seconds_to_next(statements, self._pool, self._priority)
         return Choice(tasks, LOOK_SECONDS if due is None else min(LOOK_SECONDS, max(due, SHORTEST_PAUSE)))
+
+    @property
+    def _room(self) -> int:
+        return self._window.size - self._in_flight.total()
 
     def _pace(self, filled: int) -> float:
         """The pause while the queue is full: as short as it empties quickly, so that it never runs dry, and no look is

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -263,7 +264,7 @@ def seasoned(shared_installation):
     return shared_installation
 
 
-RELEASE = {"window": 1000, "limit": 100}
+RELEASE = {"limit": 100, "in_flight": {str(UUID(int=1)): 3}}
 
 
 @pytest.mark.parametrize(
@@ -272,8 +273,9 @@ RELEASE = {"window": 1000, "limit": 100}
         ("worker", lambda tx: Tasks().claim_next(tx, **INTERACTIVE, worker="w", limit=4), {"tasks_ready"}, 200),
         ("worker", lambda tx: Tasks().claim_next(tx, **BATCH, worker="w", limit=4), {"tasks_ready"}, 400),
         ("worker", lambda tx: Tasks().claim_next(tx, **BIRDS, worker="w", limit=1), {"tasks_ready"}, 400),
-        ("relay", lambda tx: releases.release(tx, **BATCH, **RELEASE), {"tasks_ready", "released_pkey"}, 2000),
+        ("relay", lambda tx: releases.release(tx, **BATCH, **RELEASE), {"tasks_ready"}, 2000),
         ("relay", lambda tx: releases.release(tx, **BATCH, **RELEASE, behind=False), {"released_pkey"}, 2000),
+        ("relay", lambda tx: releases.in_flight(tx, POOL, Priority.BATCH), set(), 0),
         ("relay", lambda tx: releases.undo_pool(tx, POOL), set(), 0),
         ("relay", lambda tx: releases.overlooked(tx, POOL, Priority.BATCH, 60), set(), 200),
         ("relay", lambda tx: Tasks().requeue_expired(tx), {"tasks_leases"}, 200),
@@ -283,8 +285,8 @@ RELEASE = {"window": 1000, "limit": 100}
         ("relay", lambda tx: Jobs().overdue(tx), {"jobs_deadlines"}, 200),
     ],
     ids=[
-        "claim where none is", "claim", "claim of a smaller pool", "release", "release onwards", "queue gone",
-        "overlooked",
+        "claim where none is", "claim", "claim of a smaller pool", "release", "release onwards", "in flight",
+        "queue gone", "overlooked",
         "expired leases", "former self", "unfinished jobs", "cancelled jobs", "overdue jobs",
     ],
 )  # fmt: skip
