@@ -15,6 +15,7 @@ from pika.frame import Method
 from bench.rounds import Window
 
 QUEUE = "bare"
+LONGEST_SECONDS = 120
 WINDOW = 1024
 BODY = b"x" * 400
 PERSISTENT = 2
@@ -65,7 +66,8 @@ class Publishing:
         self._channel.add_on_close_callback(lambda _, error: self._fail(error))
         began = time.perf_counter()
         self._fill()
-        await self._done
+        async with asyncio.timeout(LONGEST_SECONDS):
+            await self._done
         return time.perf_counter() - began
 
     def _fill(self) -> None:

@@ -18,6 +18,9 @@ from tests.support.rabbitmq import RabbitMQ
 TRANSPORTS = ("embedded", "amqp")
 DATABASE = "wharf"
 
+ROOMY = {"vm_memory_high_watermark": '{absolute, "4GB"}'}
+"""Of RabbitMQ: what nobody consumes is all in its memory, and an alarm would stop the publishers."""
+
 IDLE_SECONDS = 11
 """A Postgres process that is idle adds what it did to the statistics after 10 s at the latest."""
 
@@ -76,7 +79,7 @@ def fleet(transport: str, folder: Path, model: Path, **worker: str) -> Iterator[
         relay = rabbitmq = None
         queue: dict[str, str] = {}
         if transport == "amqp":
-            rabbitmq = stack.enter_context(RabbitMQ(folder / "rabbitmq"))
+            rabbitmq = stack.enter_context(RabbitMQ(folder / "rabbitmq", settings=ROOMY))
             relay = installation.relay("relay-1", rabbitmq.url())
             start_worker(relay)
             queue = {"WHARF_AMQP_URL": rabbitmq.url()}
@@ -90,7 +93,7 @@ def lone_relay(folder: Path, **settings: str) -> Iterator[Fleet]:
     """A relay that nobody gives work to, and nobody takes any from."""
     with ExitStack() as stack:
         installation, service, postmaster = stack.enter_context(_installation(folder))
-        rabbitmq = stack.enter_context(RabbitMQ(folder / "rabbitmq"))
+        rabbitmq = stack.enter_context(RabbitMQ(folder / "rabbitmq", settings=ROOMY))
         relay = installation.relay("relay-1", rabbitmq.url(), **settings)
         start_worker(relay)
         yield Fleet(service, postmaster, relay=relay, rabbitmq=rabbitmq)
