@@ -33,8 +33,8 @@ OPEN_SECONDS = 15.0
 ANSWER_SECONDS = 20.0
 """A quorum queue without a leader does not answer: nobody waits for it for ever."""
 SHORTEST_PAUSE = 0.2
-LONGEST_PAUSE = 10.0
-STEADY_SECONDS = 10.0
+LONGEST_PAUSE = 5.0
+STEADY_SECONDS = 2.0
 """A connection that lasted for longer was good: the next pause is a short one."""
 
 NOT_FOUND = 404

@@ -22,8 +22,8 @@ HEARTBEAT_SECONDS = 2
 UNHEARD_SECONDS = 20
 """Pika looks each 5 s and a heartbeat whether anything has come."""
 
-SOON_SECONDS = 20
-"""Far less than what a task that seems overlooked waits."""
+SOON_SECONDS = 40
+"""Less than what a task that seems overlooked waits."""
 
 WINDOW = 100
 BIG = 600

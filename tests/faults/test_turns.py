@@ -14,7 +14,7 @@ from tests.support.rabbitmq import RabbitMQ, require_rabbitmq
 SLOTS = 2
 WINDOW = 40
 MANY = 2000
-PICTURE_MS = 150
+PICTURE_MS = 300
 
 
 @pytest.fixture(scope="module", params=["embedded", "amqp"])
