@@ -380,6 +380,8 @@ CREATE UNLOGGED TABLE wharf.released (
     released_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
+ALTER TABLE ONLY wharf.released FORCE ROW LEVEL SECURITY;
+
 ALTER TABLE wharf.released OWNER TO wharf_owner;
 
 CREATE TABLE wharf.results (
@@ -541,6 +543,8 @@ CREATE POLICY api_own ON wharf.tenants FOR SELECT TO wharf_api USING ((id = ( SE
 
 ALTER TABLE wharf.files ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY fleet_all ON wharf.released TO wharf_worker, wharf_relay USING (true) WITH CHECK (true);
+
 ALTER TABLE wharf.idempotency_keys ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.jobs ENABLE ROW LEVEL SECURITY;
@@ -553,6 +557,8 @@ CREATE POLICY owner_all ON wharf.idempotency_keys TO wharf_owner USING (true) WI
 
 CREATE POLICY owner_all ON wharf.jobs TO wharf_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner_all ON wharf.released TO wharf_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner_all ON wharf.results TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.tasks TO wharf_owner USING (true) WITH CHECK (true);
@@ -562,6 +568,8 @@ CREATE POLICY owner_all ON wharf.tenants TO wharf_owner USING (true) WITH CHECK 
 CREATE POLICY relay_all ON wharf.jobs TO wharf_relay USING (true) WITH CHECK (true);
 
 CREATE POLICY relay_all ON wharf.tasks TO wharf_relay USING (true) WITH CHECK (true);
+
+ALTER TABLE wharf.released ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.results ENABLE ROW LEVEL SECURITY;
 

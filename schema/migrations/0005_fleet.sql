@@ -14,8 +14,11 @@ CREATE UNLOGGED TABLE wharf.released (
     released_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (pool, class, tenant_id, task_id)
 );
-GRANT SELECT, INSERT, DELETE ON wharf.released TO wharf_relay;
-GRANT SELECT, INSERT, DELETE ON wharf.released TO wharf_worker;
+ALTER TABLE wharf.released ENABLE ROW LEVEL SECURITY;
+ALTER TABLE wharf.released FORCE ROW LEVEL SECURITY;
+CREATE POLICY owner_all ON wharf.released TO wharf_owner USING (true) WITH CHECK (true);
+CREATE POLICY fleet_all ON wharf.released TO wharf_relay, wharf_worker USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, DELETE ON wharf.released TO wharf_relay, wharf_worker;
 
 -- `failed` ran and failed, `unprocessable` can never work.
 ALTER TABLE wharf.tasks

@@ -23,6 +23,9 @@ WALLED = ["api_keys", "files", "idempotency_keys", "jobs", "results", "tasks", "
 SHARED = ["blobs", "installation", "migrations", "models", "pools", "relays", "workers"]
 """Tables that hold nothing of a tenant."""
 
+OUT_OF_REACH = ("released",)
+"""What the API has no right to: only the fleet's processes read and write it."""
+
 CHANGES = {
     "api_keys": "revoked_at = now()",
     "files": "deleted_at = now()",
@@ -128,10 +131,13 @@ async def test_every_table_has_a_wall_or_holds_nothing_of_a_tenant(domain):
         FROM pg_class c WHERE c.relnamespace = 'wharf'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
         """
     )
-    assert {row["name"] for row in found} == {*WALLED, *SHARED}
+    assert {row["name"] for row in found} == {*WALLED, *SHARED, *OUT_OF_REACH}
     for row in found:
-        assert row["walled"] == (row["name"] in WALLED), row
-        assert row["name"] in WALLED or not row["of_a_tenant"], row
+        assert row["walled"] == (row["name"] not in SHARED), row
+        assert row["name"] not in SHARED or not row["of_a_tenant"], row
+    for table in OUT_OF_REACH:
+        rights = "SELECT has_any_column_privilege('wharf_api', %s, 'SELECT, INSERT, UPDATE, REFERENCES') AS any"
+        assert domain.rows(rights, [f"wharf.{table}"]) == [{"any": False}]
 
 
 async def test_every_policy_of_the_api_asks_for_the_tenant(domain):
