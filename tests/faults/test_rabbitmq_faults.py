@@ -22,7 +22,7 @@ HEARTBEAT_SECONDS = 2
 UNHEARD_SECONDS = 20
 """Pika looks each 5 s and a heartbeat whether anything has come."""
 
-SOON_SECONDS = 40
+SOON_SECONDS = 20
 """Less than what a task that seems overlooked waits."""
 
 WINDOW = 100
@@ -88,7 +88,7 @@ def test_rabbitmq_forgets_everything_under_load_for_a_window_of_duplicates_at_mo
         released, inputs = counted(queued.relay, "wharf_tasks_released_total"), tasks(queued.fleet)
         with queued.fleet.load(milliseconds=5) as load:
             load.tenants[1].submit(*[5] * BIG, priority=Priority.BATCH)
-            until(lambda: queued.fleet.waiting()[QUEUES[1]] > WINDOW * 0.6, "the queue is full")
+            until(lambda: queued.fleet.waiting()[QUEUES[1]] > WINDOW * 0.7, "the queue is full")
             queued.node.kill()
             queued.node.wipe()
             queued.node.start()

@@ -14,7 +14,7 @@ from tests.faults.fleet import FAST, Fleet, counted
 from tests.support.rabbitmq import RabbitMQ, require_rabbitmq
 from tests.support.relay_killed_at import STEPS
 
-SOON_SECONDS = 30
+SOON_SECONDS = 10
 """Half of what a task that seems overlooked waits."""
 
 
