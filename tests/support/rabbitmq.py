@@ -215,6 +215,10 @@ class RabbitMQ:
         self._spare_vhosts.clear()
 
     @property
+    def version(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.ctl("version").split("-")[0].split("."))
+
+    @property
     def pid(self) -> int:
         """The server's."""
         return self._running().pid
