@@ -25,6 +25,7 @@ from pika.spec import Basic, BasicProperties
 
 from custody.errors import CustodyError
 from custody.settings import QueueSettings
+from custody.transport.frames import outline
 
 log = structlog.get_logger()
 
@@ -38,8 +39,6 @@ STEADY_SECONDS = 2.0
 """A connection that lasted for longer was good: the next pause is a short one."""
 
 NOT_FOUND = 404
-
-PERSISTENT = 2
 
 
 class QueueError(Exception):
@@ -178,6 +177,9 @@ class _JoiningConnection(AsyncioConnection):
             asyncio.get_running_loop().call_soon(self._send_joined)
         self._unsent += data
 
+    def send(self, frames: bytes) -> None:
+        self._output_marshaled_frames([frames])  # type: ignore[attr-defined]  # in pika, and not in its stubs
+
     def _send_joined(self) -> None:
         unsent, self._unsent = self._unsent, None
         if unsent:
@@ -245,6 +247,12 @@ class Connection:
             raise ConnectionFailedError(f"The connection to RabbitMQ is closed ({type(error).__name__}).") from error
         return Channel(await self._first(opened), self)
 
+    def send(self, channel: PikaChannel, frames: bytes) -> None:
+        """Frames of a message, past pika's own encoder. Raises pika's errors."""
+        if not channel.is_open:
+            raise pika.exceptions.ChannelWrongStateError("The channel is closed.")
+        self._pika.send(frames)
+
     async def close(self) -> None:
         """Nothing more is heard of it; what was not settled goes to others."""
         if self._pika.is_open:
@@ -308,15 +316,14 @@ class Channel:
 
     def publish(self, queue: str, body: bytes, *, id: str, type: str, content_type: str, traceparent: str) -> None:
         """Durably, through the default exchange; what no queue takes is returned."""
-        properties = BasicProperties(
-            message_id=id,
+        shared = outline(
+            self._channel.channel_number,
+            queue,
             type=type,
             content_type=content_type,
-            delivery_mode=PERSISTENT,
-            app_id="wharfinger",
-            headers={"traceparent": traceparent},
+            traceparent=traceparent,
         )
-        self._do(lambda: self._channel.basic_publish("", queue, body, properties, mandatory=True))
+        self._do(lambda: self._connection.send(self._channel, shared.fill(id, body)))
 
     async def consume(
         self, queue: str, prefetch: int, arrived: Callable[[Arrival], None], ended: Callable[[], None]
