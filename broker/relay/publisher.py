@@ -22,6 +22,11 @@ class Batch:
     nacked: list[Released] = field(default_factory=list)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def answers(self) -> int:
+        """How many messages the server has said its word of."""
+        return len(self.confirmed) + len(self.returned) + len(self.nacked)
+
 
 class Publisher:
     """One channel on which the server confirms every message. `open` makes one."""
@@ -78,5 +83,5 @@ class Publisher:
                 batch.returned.append(task)
             else:
                 (batch.confirmed if taken else batch.nacked).append(task)
-            if len(batch.confirmed) + len(batch.returned) + len(batch.nacked) == len(batch.tasks):
+            if batch.answers == len(batch.tasks):
                 batch.answered.set()

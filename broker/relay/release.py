@@ -40,7 +40,8 @@ SHORTEST_PAUSE = 0.01
 LONGEST_PAUSE = 0.5
 
 
-CONFIRM_SECONDS = 30.0
+CONFIRM_SECONDS = 15.0
+"""A queue that has confirmed none of its messages for longer is taken for one that never will."""
 
 
 class SilentQueueError(QueueError):
@@ -95,6 +96,8 @@ class Release:
         self._in_flight: Counter[str] = Counter()
         self._count_at = 0.0
         self._turn = asyncio.Semaphore(BATCHES)
+        self._on_their_way: list[Batch] = []
+        self._answered = 0
 
     async def run(self) -> None:
         """Raises `QueueError` when the connection is lost, or the queue cannot be made."""
@@ -152,6 +155,7 @@ class Release:
                 if choice.tasks:
                     async with self._turn:
                         batch = await self._publisher.publish(self._queue, choice.tasks)
+                        self._on_their_way.append(batch)
                         group.create_task(self._settle(batch))
                 if choice.pause_seconds is None:
                     continue
@@ -216,9 +220,13 @@ class Release:
 
     async def _settle(self, batch: Batch) -> None:
         async with self._turn:
+            answers = self._answers
             while not await self._connection.until(batch.answered, CONFIRM_SECONDS):
-                if not self._connection.is_blocked:
+                if self._answers == answers and not self._connection.is_blocked:
                     raise SilentQueueError(f"{self._queue} has confirmed no message for {CONFIRM_SECONDS:.0f} s.")
+                answers = self._answers
+            self._on_their_way.remove(batch)
+            self._answered += batch.answers
             self._metrics.released.labels(self._pool, self._priority.value).inc(len(batch.confirmed))
             for reason, refused in (("nacked", batch.nacked), ("returned", batch.returned)):
                 if refused:
@@ -229,6 +237,11 @@ class Release:
                 await self._undo([task.task_id for task in (*batch.nacked, *batch.returned)])
             if batch.returned:
                 await self._look_after_it()
+
+    @property
+    def _answers(self) -> int:
+        """So far, this queue's alone: others confirm on the same channel."""
+        return self._answered + sum(batch.answers for batch in self._on_their_way)
 
     async def _undo(self, refused: list[str]) -> None:
         while True:
