@@ -145,6 +145,8 @@ class Subscription:
 
     async def wait(self, timeout_seconds: float = READ_AGAIN_SECONDS) -> None:
         """Returns when the topic was told since the last call, or at the timeout: read again either way."""
+        # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the event.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), min(timeout_seconds, READ_AGAIN_SECONDS))
+            async with asyncio.timeout(min(timeout_seconds, READ_AGAIN_SECONDS)):
+                await self._event.wait()
         self._event.clear()
