@@ -24,6 +24,8 @@ SETTLE = """
 """
 """The server soon finds out that a process is gone, also where its machine went without a word."""
 
+POOLS_GONE = "The session that holds the pools is gone"
+
 HOLDS_ITS_NAME = """
     EXISTS (
         SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted
@@ -44,17 +46,19 @@ class InstanceLock:
         self._keeping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises `StartError` where another living process has the name."""
-        connection = await self._connect()
-        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
-        while not await self._lock(connection):
-            if asyncio.get_running_loop().time() > deadline:
-                await connection.close()
-                raise StartError(
-                    f"WHARF_INSTANCE: another {self._kind} is running as {self._instance}. Stop it, or give this one "
-                    f"a name of its own, for example WHARF_INSTANCE={self._instance}-2"
-                )
-            await asyncio.sleep(AGAIN_SECONDS)
+        """Raises `StartError` where another living process has the name, `CustodyError` where the database does not
+        answer."""
+        with _database_errors("The database, which holds the names of processes, does not answer"):
+            connection = await self._connect()
+            deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+            while not await self._lock(connection):
+                if asyncio.get_running_loop().time() > deadline:
+                    await connection.close()
+                    raise StartError(
+                        f"WHARF_INSTANCE: another {self._kind} is running as {self._instance}. Stop it, or give this "
+                        f"one a name of its own, for example WHARF_INSTANCE={self._instance}-2"
+                    )
+                await asyncio.sleep(AGAIN_SECONDS)
         self._keeping = asyncio.create_task(self._keep(connection), name="instance-lock")
         return self
 
@@ -113,7 +117,7 @@ class PoolLocks:
         self._connection: psycopg.AsyncConnection
 
     async def __aenter__(self) -> Self:
-        with _database_errors():
+        with _database_errors(POOLS_GONE):
             self._connection = await psycopg.AsyncConnection.connect(
                 self._url, autocommit=True, application_name=f"{self._name} pools", connect_timeout=10
             )
@@ -128,7 +132,7 @@ class PoolLocks:
     async def take(self, pool: str) -> bool:
         """False where another relay looks after it. Raises `CustodyError` where the session, and with it every pool
         taken before, is gone."""
-        with _database_errors():
+        with _database_errors(POOLS_GONE):
             found = await self._connection.execute(
                 "SELECT pg_try_advisory_lock(hashtext('wharf.pool'), hashtext(%s))", [pool]
             )
@@ -137,15 +141,13 @@ class PoolLocks:
 
     async def check(self) -> None:
         """Raises `CustodyError` where the session is gone."""
-        with _database_errors():
+        with _database_errors(POOLS_GONE):
             await self._connection.execute("SELECT")
 
 
 @contextmanager
-def _database_errors() -> Iterator[None]:
+def _database_errors(what: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise CustodyError(
-            "database_unavailable", f"The session that holds the pools is gone ({type(error).__name__})."
-        ) from error
+        raise CustodyError("database_unavailable", f"{what} ({type(error).__name__}).") from error
