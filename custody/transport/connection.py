@@ -247,10 +247,8 @@ class Connection:
             raise ConnectionFailedError(f"The connection to RabbitMQ is closed ({type(error).__name__}).") from error
         return Channel(await self._first(opened), self)
 
-    def send(self, channel: PikaChannel, frames: bytes) -> None:
-        """Frames of a message, past pika's own encoder. Raises pika's errors."""
-        if not channel.is_open:
-            raise pika.exceptions.ChannelWrongStateError("The channel is closed.")
+    def send(self, frames: bytes) -> None:
+        """Past pika's own encoder."""
         self._pika.send(frames)
 
     async def close(self) -> None:
@@ -323,7 +321,7 @@ class Channel:
             content_type=content_type,
             traceparent=traceparent,
         )
-        self._do(lambda: self._connection.send(self._channel, shared.fill(id, body)))
+        self._do(lambda: self._send(shared.fill(id, body)))
 
     async def consume(
         self, queue: str, prefetch: int, arrived: Callable[[Arrival], None], ended: Callable[[], None]
@@ -356,6 +354,11 @@ class Channel:
         if self._channel.is_open:
             self._channel.close()
             await asyncio.wait({self._closed}, timeout=2)
+
+    def _send(self, frames: bytes) -> None:
+        if not self._channel.is_open:
+            raise pika.exceptions.ChannelWrongStateError("The channel is closed.")
+        self._connection.send(frames)
 
     async def _ask(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

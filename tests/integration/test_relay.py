@@ -9,6 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from broker.relay import release
+from broker.relay.publisher import Publisher
 from custody.instance import InstanceLock
 from custody.tasks import Offer
 from custody.transport import topology
@@ -359,6 +360,28 @@ async def test_a_queue_without_a_leader_is_made_anew(domain, acme, tmp_path, mon
                     fleet.tell()
                     received += await transport.receive(Priority.INTERACTIVE, 3, 0.5)
             assert {delivery.claim.job_id for delivery in received} == {job}
+
+
+async def test_a_queue_that_confirms_slowly_is_not_taken_for_one_that_never_will(domain, acme, amqp_url, monkeypatch):
+    monkeypatch.setattr(release, "CONFIRM_SECONDS", 1.0)
+    deleted, settle, numbers = [], Publisher._settled, []
+
+    def settle_late(publisher, number, multiple, taken):
+        """One after the other, 0.4 s apart: all six take longer than the relay waits for a sign of life."""
+        for each in range(max(numbers, default=0) + 1 if multiple else number, number + 1):
+            numbers.append(each)
+            asyncio.get_running_loop().call_later(0.4 * len(numbers), settle, publisher, each, False, taken)
+
+    monkeypatch.setattr(Publisher, "_settled", settle_late)
+    monkeypatch.setattr(topology, "delete", lambda *queue: deleted.append(queue))
+    async with AmqpHarness(domain, amqp_url) as fleet:
+        await domain.submit(acme, inputs=6)
+        fleet.tell()
+        labels = {"pool": POOL, "priority": "interactive"}
+        async with asyncio.timeout(PROMPT_SECONDS):
+            while fleet.metrics.registry.get_sample_value("wharf_tasks_released_total", labels) != 6:
+                await asyncio.sleep(0.05)
+    assert deleted == []
 
 
 async def offered(domain, task, *, worker: str = "w2", redelivered: bool = True):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pika import frame
 from pika.spec import Basic, BasicProperties
 
-from custody.transport.frames import MOST_BYTES, outline
+from custody.transport.frames import FRAME_BYTES, outline
 
 NAMES = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1, max_size=100)
 
@@ -19,7 +19,7 @@ NAMES = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=
     ids=st.lists(st.uuids(), min_size=1, max_size=3),
     type=NAMES,
     traceparent=NAMES,
-    body=st.binary(max_size=MOST_BYTES),
+    body=st.binary(max_size=FRAME_BYTES),
 )
 def test_they_are_those_that_pika_makes(
     channel: int, queue: str, ids: list[UUID], type: str, traceparent: str, body: bytes
@@ -45,6 +45,6 @@ def test_they_are_those_that_pika_makes(
 def test_what_would_be_cut_into_several_frames_or_names_no_task_is_refused() -> None:
     shared = outline(1, "a queue", type="", content_type="", traceparent="")
     with pytest.raises(ValueError, match="4089 bytes"):
-        shared.fill(str(UUID(int=1)), b"x" * (MOST_BYTES + 1))
+        shared.fill(str(UUID(int=1)), b"x" * (FRAME_BYTES + 1))
     with pytest.raises(ValueError, match="'1' is no task's id"):
         shared.fill("1", b"{}")
