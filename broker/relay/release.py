@@ -39,7 +39,6 @@ BATCHES = 4
 SHORTEST_PAUSE = 0.01
 LONGEST_PAUSE = 0.5
 
-
 CONFIRM_SECONDS = 15.0
 """A queue that has confirmed none of its messages for longer is taken for one that never will."""
 
