@@ -158,7 +158,7 @@ def test_a_delay_holds_each_chunk_up_in_both_directions(proxy, client):
     began = time.monotonic()
     client.sendall(b"a")
     assert exactly(client, 1) == b"a"
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 0.2
 
 
 def test_half_closed_upwards_the_server_reads_the_end_and_its_answers_still_arrive(proxy, client):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -512,7 +511,7 @@ class TestServerCommands:
 
 
 class TestStart:
-    def test_help_lists_everything_quickly_and_imports_no_server(self) -> None:
+    def test_help_lists_everything_and_imports_little_and_no_server(self) -> None:
         heavy = (
             "fastapi",
             "openvino",
@@ -532,14 +531,14 @@ class TestStart:
             try:
                 main()
             finally:
-                print("heavy:", sorted({set(heavy)!r} & set(sys.modules)))
+                print("heavy:", sorted({set(heavy)!r} & set(sys.modules)), "modules:", len(sys.modules))
         """
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=True
         )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert "heavy: []" in result.stdout
+        # What it imports is what it costs, on any machine: 518 with typer and rich, 752 with the broker.
+        assert int(result.stdout.split("modules:")[1]) < 700
         for name in (
             "predict",
             "upload",
@@ -555,8 +554,6 @@ class TestStart:
             "doctor",
         ):
             assert f" {name} " in result.stdout
-        # CPU time, which other work on the machine does not stretch as it does the clock.
-        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
     def test_every_entry_point_has_its_line_in_the_help(self) -> None:
         from importlib.metadata import entry_points
