@@ -25,6 +25,9 @@ UNHEARD_SECONDS = 20
 SOON_SECONDS = 20
 """Less than what a task that seems overlooked waits."""
 
+WORKED_OFF_SECONDS = 60
+"""Where thousands of inputs wait when it is over, which the machine works off as fast as it can."""
+
 WINDOW = 100
 BIG = 2500
 
@@ -94,7 +97,7 @@ def test_rabbitmq_forgets_everything_under_load_for_a_window_of_duplicates_at_mo
             queued.node.start()
         recovery = queued.fleet.recovers("RabbitMQ's data wiped under load", load.ended_at, load.tenants)
         assert recovery.next_seconds < SOON_SECONDS
-        assert recovery.all_seconds < SOON_SECONDS
+        assert recovery.all_seconds < WORKED_OFF_SECONDS
         for tenant in load.tenants:
             assert {tenant.job(job)["state"] for job in tenant.jobs} == {"succeeded"}
     again = counted(queued.relay, "wharf_tasks_released_total") - released - (tasks(queued.fleet) - inputs)
