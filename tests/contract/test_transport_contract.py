@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from broker.relay.release import OVERLOOKED_SECONDS
 from custody.ids import new_id
 from custody.transport import Delivery, Transport
 from custody.wire import JobState, Priority
@@ -296,7 +297,7 @@ async def test_whatever_befalls_the_workers_every_job_ends_and_no_task_twice(dom
         for _ in range(12)
     ]
     await transports.announce()
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(OVERLOOKED_SECONDS + 30), asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(crowd.work())
         for job in crowd.chance.sample(jobs, 2):
