@@ -29,10 +29,11 @@ LOOK_AGAIN_SECONDS = 1.0
 
 @dataclass(eq=False)
 class Message:
-    """One that came and was not settled yet: `tag` is its number on the channel of `intake`. `looked_at`: another
-    worker held the task."""
+    """One that came to `feed` and was not settled yet: `tag` is its number on the channel of `intake`. `looked_at`:
+    another worker held the task."""
 
     offer: Offer
+    feed: "Feed"
     intake: "Intake"
     tag: int
     looked_at: bool = False
@@ -70,6 +71,7 @@ class AmqpTransport:
         self._worker = worker
         self._follow = follow
         self._held: dict[UUID, QueuedDelivery] = {}
+        self._later: dict[UUID, Message] = {}
         self._feeds = {priority: Feed(pool, priority, prefetch, self._is_held, rejected) for priority in Priority}
         self._keeping: asyncio.Task[None] | None = None
 
@@ -107,7 +109,7 @@ class AmqpTransport:
             deliveries = [QueuedDelivery(claim, by_task[claim.task_id]) for claim in claims]
             self._held |= {delivery.claim.task_id: delivery for delivery in deliveries}
             kept = {delivery.message for delivery in deliveries}
-            await self._let_go_of([message for message in messages if message not in kept], feed)
+            await self._let_go_of([message for message in messages if message not in kept])
             try:
                 await self._follow(ended)
             except CustodyError as error:
@@ -137,7 +139,7 @@ class AmqpTransport:
         async with self._database.statements() as statements:
             return await self._tasks.claim(statements, offers, pool=self._pool, worker=self._worker)
 
-    async def _let_go_of(self, unclaimed: Sequence[Message], feed: "Feed") -> None:
+    async def _let_go_of(self, unclaimed: Sequence[Message]) -> None:
         """Acknowledges messages that are void. One that came again while another worker holds its task is looked at
         once more: the worker may have died so lately that nobody knows of it yet."""
         redelivered = [message for message in unclaimed if message.offer.redelivered and not message.looked_at]
@@ -156,7 +158,7 @@ class AmqpTransport:
         for message in unclaimed:
             if message.offer.task_id in held:
                 message.looked_at = True
-                asyncio.get_running_loop().call_later(LOOK_AGAIN_SECONDS, feed.put_back, [message])
+                asyncio.get_running_loop().call_later(LOOK_AGAIN_SECONDS, message.feed.put_back, [message])
             else:
                 message.intake.settle(message.tag)
 
@@ -167,20 +169,24 @@ class AmqpTransport:
             group.create_task(connection.until_lost())
 
     def _is_held(self, message: Message) -> bool:
-        """Whether this worker holds the task already. Then either its message has come again through a new connection,
-        and is the one to settle from now on, or it is a second one, and void."""
-        delivery = self._held.get(message.offer.task_id)
-        if delivery is None:
+        """Whether this worker holds the task already. What the message is worth shows when it does no longer: it may be
+        void, or the task may be queued again by then and this be all that the queue has of it. One is enough."""
+        task = message.offer.task_id
+        if task not in self._held:
             return False
-        if delivery.message.intake.is_open:
+        kept = self._later.get(task)
+        if kept and kept.intake.is_open:
             message.intake.settle(message.tag)
         else:
-            delivery.message.intake, delivery.message.tag = message.intake, message.tag
+            self._later[task] = message
         return True
 
     def _forget(self, delivery: QueuedDelivery) -> None:
-        if self._held.get(delivery.claim.task_id) is delivery:
-            del self._held[delivery.claim.task_id]
+        task = delivery.claim.task_id
+        if self._held.get(task) is delivery:
+            del self._held[task]
+            if later := self._later.pop(task, None):
+                later.feed.put_back([later])
 
 
 class Feed:
@@ -231,8 +237,12 @@ class Feed:
         return [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
 
     def put_back(self, messages: Sequence[Message]) -> None:
+        """To be taken next, or by others where nobody takes here."""
         self._arrived.extendleft(message for message in reversed(messages) if message.intake is self._intake)
-        self._arrival.set()
+        if self._wanted.is_set():
+            self._arrival.set()
+        else:
+            self._requeue_arrived()
 
     async def stop(self) -> None:
         """Takes nothing more in, and lets others have what nobody here took, until somebody takes again."""
@@ -276,7 +286,7 @@ class Feed:
             self._rejected(error.reason)
             intake.reject(arrival.tag)
             return
-        message = Message(Offer(task, arrival.redelivered), intake, arrival.tag)
+        message = Message(Offer(task, arrival.redelivered), self, intake, arrival.tag)
         if not self._is_held(message):
             self._arrived.append(message)
             self._arrival.set()

@@ -141,7 +141,7 @@ def test_an_idle_node_uses_no_cpu_to_speak_of(own):
     time.sleep(1)
     began = own.cpu_seconds()
     time.sleep(2)
-    assert own.cpu_seconds() - began < 1
+    assert own.cpu_seconds() - began < 0.4
     assert 10_000_000 < own.memory_bytes() < 1_000_000_000
 
 

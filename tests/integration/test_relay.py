@@ -245,6 +245,7 @@ async def test_further_messages_for_a_task_in_hand_are_void_and_leave_the_queue(
     assert not await transport.receive(Priority.INTERACTIVE, 5, 0.5)
     assert await domain.end(delivery.claim)
     await transport.settle(delivery)
+    assert not await transport.receive(Priority.INTERACTIVE, 5, 0.5)
     await fleet.abandon("w1")
     assert await topology.find(connection, POOL, Priority.INTERACTIVE) == 0
 
