@@ -218,7 +218,8 @@ async def _answer(request: Request, service: Service, tenant: UUID, job_id: UUID
     job = await wait_for_end(service, request, tenant, job_id, seconds)
     assert job is not None
     headers = {"Location": f"/v1/jobs/{job_id}", **applied(seconds)}
-    return answer(job, 200 if job.state.ended else 202, headers)
+    # Whoever does not wait is told 202, also where a worker was quicker than this answer.
+    return answer(job, 200 if seconds and job.state.ended else 202, headers)
 
 
 async def _admit(

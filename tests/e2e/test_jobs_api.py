@@ -34,6 +34,16 @@ def file(http: httpx.Client, page: bytes) -> dict[str, Any]:
     return dict(kept)
 
 
+def test_whoever_does_not_wait_is_told_202_however_quick_the_worker_was(
+    http: httpx.Client, file: dict[str, Any]
+) -> None:
+    wish, key = {"inputs": [{"file": file["id"]}]}, {"Idempotency-Key": "told once"}
+    first = http.post("/v1/jobs", json=wish, headers={**WAIT, **key})
+    assert (first.status_code, first.json()["state"]) == (200, "succeeded")
+    again = http.post("/v1/jobs", json=wish, headers=key)
+    assert (again.status_code, again.json()["id"], again.json()["state"]) == (202, first.json()["id"], "succeeded")
+
+
 def test_a_job_on_files_by_id_and_by_sha256_has_a_result_for_each_input_in_order(
     http: httpx.Client, file: dict[str, Any]
 ) -> None:
