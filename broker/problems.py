@@ -32,18 +32,24 @@ def invalid(error: ValidationError | RequestValidationError) -> CustodyError:
 
 
 def render(request: Request, error: CustodyError) -> Response:
+    return answer_to(request.scope.get("request_id", ""), error)
+
+
+def answer_to(request_id: str, error: CustodyError) -> Response:
     problem = Problem(
         type=f"urn:wharfinger:problem:{error.code}",
         title=error.kind.title,
         status=error.kind.status,
         code=error.code,
         detail=error.detail,
-        request_id=request.scope.get("request_id", ""),
+        request_id=request_id,
         field=error.field,
     )
     headers = {}
     if error.kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.kind.status == 408:
+        headers["Connection"] = "close"  # the rest of the body may still come: it is no next request
     if error.size is not None:
         headers["Content-Range"] = f"bytes */{error.size}"
     if error.retry_after is not None:

@@ -114,7 +114,7 @@ async def submit(
 ) -> Response:
     """A job on files that you hold: one task for each input."""
     tenant = principal.tenant_id
-    wish = await body.read_json(request, JobSubmission, service.settings.max_request_bytes)
+    wish = await body.read_json(request, JobSubmission, service.settings)
     settings = service.settings
     _check_inputs(wish, min(settings.max_job_inputs, settings.max_tenant_backlog, settings.max_pool_backlog))
     priority = wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH)

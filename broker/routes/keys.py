@@ -26,7 +26,7 @@ async def create(
 ) -> Response:
     """The secret is in this answer and nowhere else, not even in a replay of it. The operator's admins may name another
     tenant."""
-    wish = await body.read_json(request, KeyRequest, service.settings.max_request_bytes)
+    wish = await body.read_json(request, KeyRequest, service.settings)
     tenant = principal.tenant_id
     wanted = idempotency.fingerprint("POST /v1/keys", wish.model_dump(mode="json"), [])
     async with service.database.transaction(tenant) as transaction:
