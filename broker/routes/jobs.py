@@ -73,8 +73,15 @@ ACCEPTED: dict[int | str, dict[str, Any]] = {
     202: {"model": Job, "description": "Accepted: it will end, whatever dies; ask again at `Location`"}
 }
 
+SUBMITTED = (*problems.KEYED, "forbidden", *problems.IDEMPOTENT, *problems.ADMISSION)
 
-@router.post("/predict", response_model=Job, responses=ACCEPTED, openapi_extra=PREDICT_BODY)
+
+@router.post(
+    "/predict",
+    response_model=Job,
+    responses={**ACCEPTED, **problems.answers(*SUBMITTED, *problems.UPLOAD)},
+    openapi_extra=PREDICT_BODY,
+)
 async def predict(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -108,7 +115,12 @@ async def predict(
     return await _answer(request, service, tenant, job_id)
 
 
-@router.post("/jobs", response_model=Job, responses=ACCEPTED, openapi_extra=SUBMISSION_BODY)
+@router.post(
+    "/jobs",
+    response_model=Job,
+    responses={**ACCEPTED, **problems.answers(*SUBMITTED, *problems.JSON_BODY, "not_found")},
+    openapi_extra=SUBMISSION_BODY,
+)
 async def submit(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -141,7 +153,7 @@ async def submit(
     return await _answer(request, service, tenant, job_id)
 
 
-@router.get("/jobs", response_model=JobPage)
+@router.get("/jobs", response_model=JobPage, responses=problems.answers(*problems.KEYED, "invalid_request"))
 async def list_jobs(
     service: ServiceDep,
     principal: Reader,
@@ -164,7 +176,7 @@ async def list_jobs(
     return answer(JobPage(items=jobs, next_cursor=paging.encode(jobs[-1].id) if len(jobs) == limit else None))
 
 
-@router.get("/jobs/{job_id}", response_model=Job)
+@router.get("/jobs/{job_id}", response_model=Job, responses=problems.answers(*problems.KEYED, "not_found"))
 async def get(request: Request, service: ServiceDep, principal: Reader, job_id: str) -> Response:
     """With `Prefer: wait=SECONDS` it answers when the job has ended, or as it stands when the time is over."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
@@ -174,7 +186,14 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
     return answer(job, headers=applied(seconds))
 
 
-@router.get("/jobs/{job_id}/results", response_model=ResultPage)
+@router.get(
+    "/jobs/{job_id}/results",
+    response_model=ResultPage,
+    responses={
+        200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}},
+        **problems.answers(*problems.KEYED, "not_found", "invalid_request"),
+    },
+)
 async def results(
     service: ServiceDep,
     principal: Reader,
@@ -198,7 +217,11 @@ async def results(
     return Response(lines, headers={"Link": link} if following else {}, media_type="application/jsonl")
 
 
-@router.post("/jobs/{job_id}/cancel", response_model=Job)
+@router.post(
+    "/jobs/{job_id}/cancel",
+    response_model=Job,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found"),
+)
 async def cancel(request: Request, service: ServiceDep, principal: Writer, job_id: str) -> Response:
     """Ends the job unless it has ended; what ran in time keeps its result. Says the same however often it is sent."""
     wanted = parse_id(job_id, "job")
