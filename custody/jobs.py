@@ -324,6 +324,7 @@ def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[
         created_at=row["created_at"],
         finished_at=row["finished_at"],
         expires_at=row["expires_at"],
+        rerun_of=row["rerun_of"],
         ready_workers=workers.get(row["model"], 0) if is_open else None,
         results=results,
     )
