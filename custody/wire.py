@@ -284,12 +284,15 @@ class JobSubmission(Wire):
     expires_in: ExpiresIn | None = None
 
 
+EndedUnwell = Literal["failed", "cancelled", "expired"]
+
+
 class RetryRequest(Wire):
     """Which ended jobs with failed inputs to rerun: those that fit all that is given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    state: Literal["failed", "cancelled", "expired"] | None = None
+    state: EndedUnwell | None = None
     model: Text | None = None
     error_code: Text | None = Field(default=None, description="At least one input failed with this code")
     metadata: JsonObject | None = Field(default=None, description="What the job's metadata contains")
