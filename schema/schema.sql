@@ -982,6 +982,11 @@ GRANT UPDATE(sweep_off_since) ON TABLE wharf.installation TO wharf_cleanup;
 
 GRANT UPDATE(sweep_off_reason) ON TABLE wharf.installation TO wharf_cleanup;
 
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_api;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_worker;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_relay;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_cleanup;
+
 GRANT SELECT ON TABLE wharf.relays TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
 
