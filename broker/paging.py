@@ -3,10 +3,12 @@
 import base64
 import binascii
 from collections.abc import Callable
+from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
 from custody.errors import CustodyError
+from custody.reruns import Walk
 
 K = TypeVar("K")
 
@@ -21,6 +23,22 @@ def decode_id(cursor: str | None) -> UUID | None:
 
 def decode_number(cursor: str | None) -> int | None:
     return None if cursor is None else _decoded(cursor, _number)
+
+
+def encode_walk(walk: Walk) -> str:
+    return encode(f"{walk.began.isoformat()} {walk.after}")
+
+
+def decode_walk(cursor: str) -> Walk:
+    return _decoded(cursor, _walk)
+
+
+def _walk(text: str) -> Walk:
+    began, _, after = text.partition(" ")
+    moment = datetime.fromisoformat(began)
+    if moment.tzinfo is None:
+        raise ValueError(text)
+    return Walk(moment, UUID(after))
 
 
 def _number(text: str) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response
@@ -11,14 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from broker import body, paging, problems
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
-from broker.backlog import Admission
 from broker.routes import IdempotencyKey
-from broker.service import Service, ServiceDep
+from broker.service import ServiceDep
+from broker.submission import ACCEPTED, admit, announce, answer_job
 from broker.waiting import applied, preferred_seconds, wait_for_end
-from custody import idempotency, models
-from custody.database import Transaction
+from custody import idempotency
 from custody.errors import CustodyError
-from custody.notices import job_ended, tasks_queued
+from custody.notices import job_ended
 from custody.wire import (
     Job,
     JobPage,
@@ -69,9 +67,6 @@ SUBMISSION_BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSubmission"}}},
     }
 }
-ACCEPTED: dict[int | str, dict[str, Any]] = {
-    202: {"model": Job, "description": "Accepted: it will end, whatever dies; ask again at `Location`"}
-}
 
 SUBMITTED = (*problems.KEYED, "forbidden", *problems.IDEMPOTENT, *problems.ADMISSION)
 
@@ -94,7 +89,7 @@ async def predict(
         async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
-                model = await _admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
+                model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
                 kept = await service.files.keep(transaction, tenant, received.uploads)
                 job_id = await service.jobs.submit(
                     transaction,
@@ -109,10 +104,10 @@ async def predict(
                 )
                 await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
     if replay:
-        return await _answer(request, service, tenant, replay.resource[0])
+        return await answer_job(request, service, tenant, replay.resource[0])
     service.metrics.count(kept)
-    _announce(service, job_id, model, wish.priority, len(kept.files))
-    return await _answer(request, service, tenant, job_id)
+    announce(service, job_id, model, wish.priority, len(kept.files))
+    return await answer_job(request, service, tenant, job_id)
 
 
 @router.post(
@@ -134,7 +129,7 @@ async def submit(
     async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
         if not replay:
-            model = await _admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
+            model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
             job_id = await service.jobs.submit(
                 transaction,
                 tenant,
@@ -148,9 +143,9 @@ async def submit(
             )
             await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
     if replay:
-        return await _answer(request, service, tenant, replay.resource[0])
-    _announce(service, job_id, model, priority, len(wish.inputs))
-    return await _answer(request, service, tenant, job_id)
+        return await answer_job(request, service, tenant, replay.resource[0])
+    announce(service, job_id, model, priority, len(wish.inputs))
+    return await answer_job(request, service, tenant, job_id)
 
 
 @router.get("/jobs", response_model=JobPage, responses=problems.answers(*problems.KEYED, "invalid_request"))
@@ -234,34 +229,6 @@ async def cancel(request: Request, service: ServiceDep, principal: Writer, job_i
         service.notices.tell(job_ended(wanted))
         log.info("job_cancelled", job_id=str(wanted))
     return await get(request, service, principal, job_id)
-
-
-async def _answer(request: Request, service: Service, tenant: UUID, job_id: UUID) -> Response:
-    seconds = preferred_seconds(request, service.settings.max_wait_seconds)
-    job = await wait_for_end(service, request, tenant, job_id, seconds)
-    assert job is not None
-    headers = {"Location": f"/v1/jobs/{job_id}", **applied(seconds)}
-    # Whoever does not wait is told 202, also where a worker was quicker than this answer.
-    return answer(job, 200 if seconds and job.state.ended else 202, headers)
-
-
-async def _admit(
-    service: Service, admission: Admission, transaction: Transaction, tenant: UUID, model: str | None, inputs: int
-) -> str:
-    """The name of the model, once there is room for so many inputs in its pool."""
-    try:
-        name = await models.resolve(transaction, model or service.settings.default_model)
-        await admission.admit(transaction, tenant, name, inputs)
-    except CustodyError as error:
-        service.metrics.refused.labels(error.code).inc()
-        raise
-    return name
-
-
-def _announce(service: Service, job_id: UUID, model: str, priority: Priority, inputs: int) -> None:
-    service.notices.tell(tasks_queued(model, priority))
-    service.metrics.inputs.labels(model).inc(inputs)
-    log.info("job_submitted", job_id=str(job_id), model=model, inputs=inputs)
 
 
 def _wish(fields: Mapping[str, str]) -> PredictFields:
