@@ -26,11 +26,15 @@ def decode_number(cursor: str | None) -> int | None:
 
 
 def encode_walk(walk: Walk) -> str:
-    return encode(f"{walk.began.isoformat()} {walk.after}")
+    return encode(_spelled(walk))
 
 
 def decode_walk(cursor: str) -> Walk:
-    return _decoded(cursor, _walk)
+    return _decoded(cursor, _walk, _spelled)
+
+
+def _spelled(walk: Walk) -> str:
+    return f"{walk.began.isoformat()} {walk.after}"
 
 
 def _walk(text: str) -> Walk:
@@ -48,11 +52,11 @@ def _number(text: str) -> int:
     return number
 
 
-def _decoded(cursor: str, kind: Callable[[str], K]) -> K:
+def _decoded(cursor: str, kind: Callable[[str], K], spelled: Callable[[K], str] = str) -> K:
     try:
         key = kind(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode())
         # Python reads many spellings of a number or an id; ours is one.
-        if encode(key) != cursor:
+        if encode(spelled(key)) != cursor:
             raise ValueError(cursor)
     except (binascii.Error, ValueError):
         raise CustodyError(

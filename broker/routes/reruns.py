@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body, paging
+from broker import body, paging, problems
 from broker.access import Admin, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.backlog import Admission
@@ -33,7 +33,14 @@ RETRY_BODY = {
 }
 
 
-@router.post("/{job_id}/rerun", response_model=Job, responses=ACCEPTED)
+@router.post(
+    "/{job_id}/rerun",
+    response_model=Job,
+    responses={
+        **ACCEPTED,
+        **problems.answers(*problems.SUBMITTED, "not_found", "gone", "input_gone", "job_not_ended", "nothing_to_rerun"),
+    },
+)
 async def rerun(
     request: Request,
     service: ServiceDep,
@@ -59,14 +66,19 @@ async def rerun(
     return await answer_job(request, service, tenant, new_job)
 
 
-@router.post("/retry", response_model=RetryBatch, openapi_extra=RETRY_BODY)
+@router.post(
+    "/retry",
+    response_model=RetryBatch,
+    responses=problems.answers(*problems.SUBMITTED, *problems.JSON_BODY),
+    openapi_extra=RETRY_BODY,
+)
 async def retry(
     request: Request, service: ServiceDep, principal: Admin, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Reruns the failed inputs of ended jobs that fit a filter, the oldest first, in batches: `next_cursor` goes on. A
     job that has been rerun already is left out, so sending a retry twice reruns nothing twice. A job that cannot be
     rerun is told with its error; where there is no room now, the batch ends before it."""
-    wish = await body.read_json(request, RetryRequest, service.settings.max_request_bytes)
+    wish = await body.read_json(request, RetryRequest, service.settings)
     tenant = principal.tenant_id
     wanted = idempotency.fingerprint("POST /v1/jobs/retry", wish.model_dump(mode="json"), [])
     walk = paging.decode_walk(wish.cursor) if wish.cursor is not None else None
