@@ -50,8 +50,12 @@ def _number(text: str) -> int:
 
 def _decoded(cursor: str, kind: Callable[[str], K]) -> K:
     try:
-        return kind(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode())
+        key = kind(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode())
+        # Python reads many spellings of a number or an id; ours is one.
+        if encode(key) != cursor:
+            raise ValueError(cursor)
     except (binascii.Error, ValueError):
         raise CustodyError(
             "invalid_request", "This cursor is none of ours. Start without one.", field="cursor"
         ) from None
+    return key

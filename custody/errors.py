@@ -18,6 +18,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         # The request
         "invalid_request": Kind(422, "The request is not valid"),
+        "malformed_request": Kind(400, "This is no HTTP request"),
+        "request_head_too_large": Kind(431, "The head of the request is larger than allowed"),
+        "request_timeout": Kind(408, "The request did not come in time", retryable=True),
         "malformed_body": Kind(400, "The body cannot be parsed"),
         "missing_part": Kind(422, "The body has no such part"),
         "empty_file": Kind(422, "The file is empty"),

@@ -68,8 +68,15 @@ SUBMISSION_BODY = {
     }
 }
 
+SUBMITTED = (*problems.KEYED, "forbidden", *problems.IDEMPOTENT, *problems.ADMISSION)
 
-@router.post("/predict", response_model=Job, responses=ACCEPTED, openapi_extra=PREDICT_BODY)
+
+@router.post(
+    "/predict",
+    response_model=Job,
+    responses={**ACCEPTED, **problems.answers(*SUBMITTED, *problems.UPLOAD)},
+    openapi_extra=PREDICT_BODY,
+)
 async def predict(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -103,13 +110,18 @@ async def predict(
     return await answer_job(request, service, tenant, job_id)
 
 
-@router.post("/jobs", response_model=Job, responses=ACCEPTED, openapi_extra=SUBMISSION_BODY)
+@router.post(
+    "/jobs",
+    response_model=Job,
+    responses={**ACCEPTED, **problems.answers(*SUBMITTED, *problems.JSON_BODY, "not_found")},
+    openapi_extra=SUBMISSION_BODY,
+)
 async def submit(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """A job on files that you hold: one task for each input."""
     tenant = principal.tenant_id
-    wish = await body.read_json(request, JobSubmission, service.settings.max_request_bytes)
+    wish = await body.read_json(request, JobSubmission, service.settings)
     settings = service.settings
     _check_inputs(wish, min(settings.max_job_inputs, settings.max_tenant_backlog, settings.max_pool_backlog))
     priority = wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH)
@@ -136,7 +148,7 @@ async def submit(
     return await answer_job(request, service, tenant, job_id)
 
 
-@router.get("/jobs", response_model=JobPage)
+@router.get("/jobs", response_model=JobPage, responses=problems.answers(*problems.KEYED, "invalid_request"))
 async def list_jobs(
     service: ServiceDep,
     principal: Reader,
@@ -159,7 +171,7 @@ async def list_jobs(
     return answer(JobPage(items=jobs, next_cursor=paging.encode(jobs[-1].id) if len(jobs) == limit else None))
 
 
-@router.get("/jobs/{job_id}", response_model=Job)
+@router.get("/jobs/{job_id}", response_model=Job, responses=problems.answers(*problems.KEYED, "not_found"))
 async def get(request: Request, service: ServiceDep, principal: Reader, job_id: str) -> Response:
     """With `Prefer: wait=SECONDS` it answers when the job has ended, or as it stands when the time is over."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
@@ -169,7 +181,14 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
     return answer(job, headers=applied(seconds))
 
 
-@router.get("/jobs/{job_id}/results", response_model=ResultPage)
+@router.get(
+    "/jobs/{job_id}/results",
+    response_model=ResultPage,
+    responses={
+        200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}},
+        **problems.answers(*problems.KEYED, "not_found", "invalid_request"),
+    },
+)
 async def results(
     service: ServiceDep,
     principal: Reader,
@@ -193,7 +212,11 @@ async def results(
     return Response(lines, headers={"Link": link} if following else {}, media_type="application/jsonl")
 
 
-@router.post("/jobs/{job_id}/cancel", response_model=Job)
+@router.post(
+    "/jobs/{job_id}/cancel",
+    response_model=Job,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found"),
+)
 async def cancel(request: Request, service: ServiceDep, principal: Writer, job_id: str) -> Response:
     """Ends the job unless it has ended; what ran in time keeps its result. Says the same however often it is sent."""
     wanted = parse_id(job_id, "job")
