@@ -25,16 +25,8 @@ def decode_number(cursor: str | None) -> int | None:
     return None if cursor is None else _decoded(cursor, _number)
 
 
-def encode_walk(walk: Walk) -> str:
-    return encode(_spelled(walk))
-
-
 def decode_walk(cursor: str) -> Walk:
-    return _decoded(cursor, _walk, _spelled)
-
-
-def _spelled(walk: Walk) -> str:
-    return f"{walk.began.isoformat()} {walk.after}"
+    return _decoded(cursor, _walk)
 
 
 def _walk(text: str) -> Walk:
@@ -52,11 +44,11 @@ def _number(text: str) -> int:
     return number
 
 
-def _decoded(cursor: str, kind: Callable[[str], K], spelled: Callable[[K], str] = str) -> K:
+def _decoded(cursor: str, kind: Callable[[str], K]) -> K:
     try:
         key = kind(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode())
         # Python reads many spellings of a number or an id; ours is one.
-        if encode(spelled(key)) != cursor:
+        if encode(key) != cursor:
             raise ValueError(cursor)
     except (binascii.Error, ValueError):
         raise CustodyError(

@@ -91,7 +91,7 @@ async def retry(
         matches = await reruns.matching(transaction, wish, walk)
     done = await _retry_batch(request, service, walk, matches, dry_run=wish.dry_run)
     over = len(done) == len(matches) < wish.limit
-    following = None if over else paging.encode_walk(Walk(walk.began, done[-1].job))
+    following = None if over else paging.encode(Walk(walk.began, done[-1].job))
     return answer(RetryBatch(jobs=done, next_cursor=following))
 
 
