@@ -711,6 +711,11 @@ GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_api;
 GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_worker;
 GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_relay;
 
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_api;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_worker;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_relay;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_cleanup;
+
 GRANT SELECT ON TABLE wharf.relays TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
 

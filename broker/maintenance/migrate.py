@@ -76,9 +76,9 @@ async def migrate(owner_url: str, volume: Volume | None) -> list[str]:
     brought up. Raises `StartError`."""
     try:
         return await _migrate(owner_url, volume)
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
         raise StartError(
-            f"The database went away: {str(error).strip()}\nWhat is applied stays. Run `wharf migrate` again."
+            f"The database did not finish this: {str(error).strip()}\nWhat is applied stays. Run `wharf migrate` again."
         ) from error
 
 
