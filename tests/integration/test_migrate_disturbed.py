@@ -111,7 +111,9 @@ async def test_a_migration_that_alters_a_table_in_use_waits_for_the_long_transac
 
 
 async def test_in_a_circle_of_waits_the_migration_gives_way(fresh, schema):
-    """With the settings as they are: PostgreSQL would end the request, after a second."""
+    """PostgreSQL ends whoever has waited for its deadlock_timeout, which may be the request."""
+    waits_less = "SELECT %s::interval < current_setting('deadlock_timeout')::interval"
+    assert run(fresh, waits_less, maintenance.LOCK_TIMEOUT) == [(True,)]
     await migrate(fresh, None)
     (schema / "migrations" / "9000_two.sql").write_text(
         "ALTER TABLE wharf.jobs ADD COLUMN more int; ALTER TABLE wharf.tasks ADD COLUMN more int;"
@@ -194,6 +196,7 @@ async def test_an_index_whose_build_was_killed_is_built_anew(fresh, schema):
 def test_wherever_it_is_killed_the_next_run_completes_it(fresh):
     asyncio.run(migrate(fresh, None))
     wanted = schema_of(fresh)
+    completed = set()
     for message in range(1, 200):
         run(fresh, "DROP SCHEMA wharf CASCADE")
         process = fork(fresh, message)
@@ -201,9 +204,12 @@ def test_wherever_it_is_killed_the_next_run_completes_it(fresh):
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-        asyncio.run(migrate(fresh, None))
-        assert schema_of(fresh) == wanted
-    assert message > 20
+        left = schema_of(fresh) if run(fresh, "SELECT oid FROM pg_namespace WHERE nspname = 'wharf'") else ""
+        if left not in completed:
+            asyncio.run(migrate(fresh, None))
+            assert schema_of(fresh) == wanted
+            completed.add(left)
+    assert len(completed) > NEEDED_MIGRATION
 
 
 async def test_a_restart_of_the_database_is_told_and_the_next_run_completes_it(tmp_path, schema, monkeypatch):
