@@ -198,7 +198,7 @@ def test_wherever_it_is_killed_the_next_run_completes_it(fresh):
     wanted = schema_of(fresh)
     completed = set()
     for message in range(1, 200):
-        run(fresh, "DROP SCHEMA wharf CASCADE")
+        run(fresh, "DROP SCHEMA IF EXISTS wharf CASCADE")
         process = fork(fresh, message)
         process.join()
         if process.exitcode == 0:
