@@ -93,10 +93,15 @@ def _schema() -> str:
         postgres = Postgres(Path(folder) / "postgres", durable=False)
         asyncio.run(_bring_up(postgres))
         try:
-            dump = [str(programs_of_the_wheel() / "pg_dump"), "--schema-only", "--schema=wharf"]
-            dumped = subprocess.run([*dump, postgres.url(database="wharf")], check=True, capture_output=True, text=True)
+            return schema_of(postgres.url(database="wharf"))
         finally:
             asyncio.run(postgres.stop())
+
+
+def schema_of(url: str) -> str:
+    """The statements that would make this database's schema."""
+    dump = [str(programs_of_the_wheel() / "pg_dump"), "--schema-only", "--schema=wharf"]
+    dumped = subprocess.run([*dump, url], check=True, capture_output=True, text=True)
     # Comments name the server's version, and \restrict carries a random word.
     lines = [line for line in dumped.stdout.splitlines() if not line.startswith(("--", "\\"))]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
