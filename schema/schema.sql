@@ -987,11 +987,6 @@ GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_worker;
 GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_relay;
 GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_cleanup;
 
-GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_api;
-GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_worker;
-GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_relay;
-GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_cleanup;
-
 GRANT SELECT ON TABLE wharf.relays TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
 
