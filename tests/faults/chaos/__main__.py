@@ -1,0 +1,50 @@
+"""`python -m tests.faults.chaos`: what README.md here tells."""
+
+import argparse
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.faults.chaos.checks import shortened
+from tests.faults.chaos.report import table_of_faults, table_of_promises
+from tests.faults.chaos.run import play
+from tests.support.rabbitmq import available
+
+SECONDS = 600.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.chaos", description="Hurts a whole fleet at random.")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of load; {SECONDS:g} unless told")
+    parser.add_argument("--seed", default=None, help="that of an earlier run brings its faults in the same order")
+    arguments = parser.parse_args()
+    if not available():
+        sys.exit("python -m tests.faults.chaos: no RabbitMQ on this machine: run make faults as root, or install it")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    seed = arguments.seed or str(random.randrange(10**6))
+    console = Console(highlight=False, soft_wrap=True)
+    folder = Path(tempfile.mkdtemp(prefix="wharf-chaos-"))
+    # Postgres does not run as root, and its user walks through here.
+    folder.chmod(0o711)
+    console.print(f"seed {seed}, {arguments.seconds:g} s, logs in {folder}")
+    account = play(folder, seconds=arguments.seconds, seed=seed, tell=console.print)
+    console.print(table_of_faults(account))
+    refusals = ", ".join(f"{how}: {count}" for how, count in account.ledger.refusals.most_common())
+    console.print(f"no promise was given {account.ledger.refusals.total()} times ({refusals})")
+    console.print(table_of_promises(account))
+    if not account.ledger.violations:
+        shutil.rmtree(folder)
+        return 0
+    for line in shortened(account.ledger.violations):
+        console.print(line, markup=False)
+    console.print(f"Promises were broken. The same faults again: make faults SEED={seed}. The logs are in {folder}.")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
