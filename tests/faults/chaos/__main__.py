@@ -11,8 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.faults.chaos.checks import shortened
+from tests.faults.chaos.ledger import Ledger
 from tests.faults.chaos.report import table_of_faults, table_of_promises
-from tests.faults.chaos.run import play
+from tests.faults.chaos.run import conclude, play, volume_bytes
+from tests.faults.chaos.site import Site
 from tests.support.rabbitmq import available
 
 SECONDS = 600.0
@@ -32,15 +34,18 @@ def main() -> int:
     # Postgres does not run as root, and its user walks through here.
     folder.chmod(0o711)
     console.print(f"seed {seed}, {arguments.seconds:g} s, logs in {folder}")
-    account = play(folder, seconds=arguments.seconds, seed=seed, tell=console.print)
+    ledger = Ledger()
+    with Site(folder, ledger, volume_bytes(arguments.seconds)) as site:
+        account = play(site, ledger, seconds=arguments.seconds, seed=seed, tell=console.print)
+        conclude(site, ledger)
     console.print(table_of_faults(account))
-    refusals = ", ".join(f"{how}: {count}" for how, count in account.ledger.refusals.most_common())
-    console.print(f"no promise was given {account.ledger.refusals.total()} times ({refusals})")
+    refusals = ", ".join(f"{how}: {count}" for how, count in ledger.refusals.most_common())
+    console.print(f"no promise was given {ledger.refusals.total()} times ({refusals})")
     console.print(table_of_promises(account))
-    if not account.ledger.violations:
+    if not ledger.violations:
         shutil.rmtree(folder)
         return 0
-    for line in shortened(account.ledger.violations):
+    for line in shortened(ledger.violations):
         console.print(line, markup=False)
     console.print(f"Promises were broken. The same faults again: make faults SEED={seed}. The logs are in {folder}.")
     return 1

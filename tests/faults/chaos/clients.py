@@ -139,7 +139,7 @@ class Client:
         }
         if self._dice.random() < 0.1:
             body["expires_in"] = self._dice.uniform(0.05, 5)
-        request = {"method": "POST", "path": "/v1/jobs", "headers": headers, "json": body}
+        request: dict[str, Any] = {"method": "POST", "path": "/v1/jobs", "headers": headers, "json": body}
         answer = self._until_answered(**request)
         if answer is None:
             return

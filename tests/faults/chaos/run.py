@@ -6,7 +6,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests.faults.chaos import checks, usage
 from tests.faults.chaos.clients import CLIENTS, Client, Load, Pictured
@@ -41,17 +40,17 @@ class Account:
     orphans: int = 0
 
 
-def play(folder: Path, *, seconds: float, seed: str, tell: Tell) -> Account:
-    """`seconds`: of load, start and reckoning not counted. What was broken is in the account's ledger."""
-    account = Account(Ledger())
-    # Room for what the clients send, and not much more: a ballast that fills it is in memory.
-    volume_bytes = (96 << 20) + round(seconds) * (1 << 20) // 2
+def volume_bytes(seconds: float) -> int:
+    """Room for what the clients send in that time, and not much more: a ballast that fills it is in memory."""
+    return (96 << 20) + round(seconds) * (1 << 20) // 2
+
+
+def play(site: Site, ledger: Ledger, *, seconds: float, seed: str, tell: Tell) -> Account:
+    """`seconds`: of load; the reckoning comes after it. What was broken is in the ledger."""
+    account = Account(ledger)
     with ExitStack() as stack:
-        tell("starting")
-        site = stack.enter_context(Site(folder, account.ledger, volume_bytes))
-        clients = [stack.enter_context(closing(each)) for each in _clients(site, account.ledger, seed)]
-        prober, *workers = clients
-        load = Load(workers, account.ledger)
+        prober, *workers = [stack.enter_context(closing(client)) for client in _clients(site, ledger, seed)]
+        load = Load(workers, ledger)
         warm_up = min(max(seconds / 10, WARM_UP_SECONDS[0]), WARM_UP_SECONDS[1])
         with load.running():
             time.sleep(warm_up)
@@ -59,16 +58,20 @@ def play(folder: Path, *, seconds: float, seed: str, tell: Tell) -> Account:
         before = usage.look(site)
         with load.running():
             _storm(site, prober, account, random.Random(seed), time.monotonic() + seconds - warm_up, tell)
-        tell("everything is healed: waiting until all is done")
-        _settle(site)
-        tell("reckoning")
-        account.ledger.violations += usage.leaks(before, usage.look(site))
-        account.ledger.violations += checks.broken_promises(account.ledger, site.service)
-        account.orphans = len(checks.orphans(site.service))
-        for member in site.members:
-            site.end(member)
-        account.ledger.violations += checks.bugs_told(site)
+    tell("everything is healed: waiting until all is done")
+    _settle(site)
+    tell("reckoning")
+    ledger.violations += usage.leaks(before, usage.look(site))
+    ledger.violations += checks.broken_promises(ledger, site.service)
+    account.orphans = len(checks.orphans(site.service))
     return account
+
+
+def conclude(site: Site, ledger: Ledger) -> None:
+    """Every process ends as it is told to, and has told of no bug."""
+    for member in site.members:
+        site.end(member)
+    ledger.violations += checks.bugs_told(site)
 
 
 def _clients(site: Site, ledger: Ledger, seed: str) -> Iterator[Client]:
