@@ -16,7 +16,7 @@ from tests.faults.chaos import checks, usage
 from tests.faults.chaos.faults import faults_of
 from tests.faults.chaos.ledger import Deletion, KeptFile, Ledger, PromisedJob, Violation
 from tests.faults.chaos.report import table_of_faults, table_of_promises
-from tests.faults.chaos.run import Account, conclude, play, volume_bytes
+from tests.faults.chaos.run import Account, conclude, play
 from tests.faults.chaos.site import Site, holds_at_last
 from tests.support.rabbitmq import require_rabbitmq
 
@@ -58,7 +58,7 @@ def played() -> Iterator[Played]:
     folder = Path(tempfile.mkdtemp(prefix="wharf-chaos-"))
     ledger = Ledger()
     try:
-        with Site(folder, ledger, volume_bytes(SECONDS)) as site:
+        with Site(folder, ledger) as site:
             account = play(site, ledger, seconds=SECONDS, seed=SEED, tell=lambda line: None)
             yield Played(site, ledger, account)
     finally:

@@ -1,4 +1,4 @@
-"""`python -m tests.faults.chaos`: what README.md here tells."""
+"""`python -m tests.faults.chaos`: what README.md in the folder above tells."""
 
 import argparse
 import random
@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.faults.chaos.checks import shortened
 from tests.faults.chaos.ledger import Ledger
 from tests.faults.chaos.report import table_of_faults, table_of_promises
-from tests.faults.chaos.run import conclude, play, volume_bytes
+from tests.faults.chaos.run import conclude, play
 from tests.faults.chaos.site import Site
 from tests.support.rabbitmq import available
 
@@ -31,11 +31,9 @@ def main() -> int:
     seed = arguments.seed or str(random.randrange(10**6))
     console = Console(highlight=False, soft_wrap=True)
     folder = Path(tempfile.mkdtemp(prefix="wharf-chaos-"))
-    # Postgres does not run as root, and its user walks through here.
-    folder.chmod(0o711)
     console.print(f"seed {seed}, {arguments.seconds:g} s, logs in {folder}")
     ledger = Ledger()
-    with Site(folder, ledger, volume_bytes(arguments.seconds)) as site:
+    with Site(folder, ledger) as site:
         account = play(site, ledger, seconds=arguments.seconds, seed=seed, tell=console.print)
         conclude(site, ledger)
     console.print(table_of_faults(account))

@@ -20,8 +20,8 @@ from PIL import Image
 from tests.faults.chaos.ledger import Deletion, KeptFile, Ledger, PromisedJob
 from tests.support.engines import fingerprint
 
-CLIENTS = 4
-PAUSE_SECONDS = 0.15
+CLIENTS = 8
+PAUSE_SECONDS = 0.3
 ANSWER_SECONDS = 10.0
 """A connection that is silent for longer is given up."""
 ASK_AGAIN_SECONDS = 1.0

@@ -18,6 +18,7 @@ STOPPED = (7.0, 10.0)
 """Longer than a lease, and than RabbitMQ waits for a heartbeat."""
 WHILE = (2.0, 6.0)
 
+EVERYTHING = "everything"
 DELAY_SECONDS = (0.05, 0.4)
 
 Dice = random.Random
@@ -25,12 +26,14 @@ Dice = random.Random
 
 @dataclass(frozen=True)
 class Fault:
-    """`hurts`: what it works on; two at once work on two things. `seconds`: the least and the most that it lasts."""
+    """`hurts`: what it works on; two at once work on two things. `seconds`: the least and the most that it lasts.
+    `share`: how many times it comes in the time in which each of the others comes once."""
 
     name: str
     hurts: str
     seconds: tuple[float, float]
     bring: Callable[[Site, Dice], AbstractContextManager[None]]
+    share: int = 1
 
 
 def faults_of(site: Site) -> Sequence[Fault]:
@@ -38,7 +41,7 @@ def faults_of(site: Site) -> Sequence[Fault]:
     found = []
     for kind in dict.fromkeys(member.kind for member in site.members):
         found += [
-            Fault(f"{kind} killed", kind, MOMENT, partial(_killed, kind=kind)),
+            Fault(f"{kind} killed", kind, MOMENT, partial(_killed, kind=kind), share=3),
             Fault(f"{kind} stopped, goes on", kind, STOPPED, partial(_stopped, kind=kind)),
             Fault(f"{kind} restarted", kind, MOMENT, partial(_restarted, kind=kind)),
         ]
@@ -51,7 +54,9 @@ def faults_of(site: Site) -> Sequence[Fault]:
                 Fault(f"{way}: half closed", way, WHILE, partial(_half_closed, kind=kind, server=server)),
             ]
     found += [
-        Fault("postgres killed", "postgres", MOMENT, _postgres_killed),
+        Fault("slot killed", "worker", MOMENT, _slot_killed, share=2),
+        Fault("everything killed", EVERYTHING, MOMENT, _everything_killed),
+        Fault("postgres killed", "postgres", MOMENT, _postgres_killed, share=2),
         Fault("postgres stopped, goes on", "postgres", STOPPED, lambda site, dice: site.postgres_stopped()),
         Fault("postgres restarted", "postgres", MOMENT, _postgres_restarted),
         Fault("rabbitmq killed", "rabbitmq", MOMENT, _rabbitmq_killed),
@@ -60,8 +65,9 @@ def faults_of(site: Site) -> Sequence[Fault]:
         Fault("rabbitmq wiped", "rabbitmq", MOMENT, _rabbitmq_wiped),
         Fault("queue deleted", "rabbitmq", MOMENT, _queue_deleted),
     ]
-    if site.has_own_disk:
-        found.append(Fault("disk full", "disk", WHILE, _disk_full))
+    if site.volume_disk.mounted and site.postgres_disk.mounted:
+        found.append(Fault("volume full", "volume", WHILE, _volume_full))
+        found.append(Fault("postgres full", "postgres", WHILE, _postgres_full))
     return found
 
 
@@ -80,6 +86,33 @@ def _killed(site: Site, dice: Dice, *, kind: str) -> Iterator[None]:
         yield
     finally:
         for member in members:
+            site.start(member)
+
+
+@contextmanager
+def _slot_killed(site: Site, dice: Dice) -> Iterator[None]:
+    site.kill_slot(dice.choice(site.of("worker")))
+    yield
+
+
+@contextmanager
+def _everything_killed(site: Site, dice: Dice) -> Iterator[None]:
+    """As when the power goes; what comes back first finds nobody."""
+    members = dice.sample(site.members, len(site.members))
+    for member in members:
+        site.kill(member)
+    site.node.kill()
+    site.kill_postgres()
+    try:
+        yield
+    finally:
+        servers = [site.start_postgres, site.node.start]
+        dice.shuffle(servers)
+        for member in members[::2]:
+            site.start(member)
+        for start in servers:
+            start()
+        for member in members[1::2]:
             site.start(member)
 
 
@@ -208,7 +241,17 @@ def _queue_deleted(site: Site, dice: Dice) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_full(site: Site, dice: Dice) -> Iterator[None]:
+def _volume_full(site: Site, dice: Dice) -> Iterator[None]:
     # Sometimes a small picture still goes in, and a large one does not.
-    with site.disk_full(dice.choice((0, 0, 30_000))):
+    with site.volume_disk.full(dice.choice((0, 30_000))):
         yield
+
+
+@contextmanager
+def _postgres_full(site: Site, dice: Dice) -> Iterator[None]:
+    """It may give up: without room for its log it ends."""
+    try:
+        with site.postgres_disk.full(dice.choice((0, 1_000_000))):
+            yield
+    finally:
+        site.revive_postgres()

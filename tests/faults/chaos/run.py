@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.faults.chaos import checks, usage
 from tests.faults.chaos.clients import CLIENTS, Client, Load, Pictured
-from tests.faults.chaos.faults import Fault, faults_of
+from tests.faults.chaos.faults import EVERYTHING, Fault, faults_of
 from tests.faults.chaos.ledger import Ledger
 from tests.faults.chaos.site import Site, holds_at_last
 
@@ -38,11 +38,6 @@ class Account:
     brought: Counter[str] = field(default_factory=Counter)
     recoveries: dict[str, list[float]] = field(default_factory=dict)
     orphans: int = 0
-
-
-def volume_bytes(seconds: float) -> int:
-    """Room for what the clients send in that time, and not much more: a ballast that fills it is in memory."""
-    return (96 << 20) + round(seconds) * (1 << 20) // 2
 
 
 def play(site: Site, ledger: Ledger, *, seconds: float, seed: str, tell: Tell) -> Account:
@@ -83,14 +78,16 @@ def _clients(site: Site, ledger: Ledger, seed: str) -> Iterator[Client]:
 
 
 def _storm(site: Site, prober: Client, account: Account, dice: random.Random, until: float, tell: Tell) -> None:
-    """Every fault comes once before one comes again."""
+    """Every fault has come as often as is its share before one comes again."""
     began = time.monotonic()
-    faults = faults_of(site)
+    faults = [fault for fault in faults_of(site) for _ in range(fault.share)]
     deck: list[Fault] = []
     while time.monotonic() < until:
         deck = deck or dice.sample(faults, len(faults))
         first = deck.pop()
-        others = [fault for fault in deck if fault.hurts != first.hurts]
+        others = [
+            fault for fault in deck if EVERYTHING not in (fault.hurts, first.hurts) and fault.hurts != first.hurts
+        ]
         second = dice.choice(others) if others and dice.random() < OFTEN else None
         if second:
             deck.remove(second)

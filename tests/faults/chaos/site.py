@@ -2,9 +2,7 @@
 a process and a server."""
 
 import asyncio
-import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +21,7 @@ from standalone.postgres import Postgres
 from tests.e2e.service import Installation, Part, Service, answers, family, free_port, start_worker, until
 from tests.faults.chaos.ledger import Ledger
 from tests.faults.fleet import FAST, POOL, QUEUES, through
+from tests.support.disk import Disk
 from tests.support.engines import FINGERPRINT_ENGINE
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
@@ -32,6 +31,8 @@ END_SECONDS = 45
 """From SIGTERM to the end of a process: longer than a worker drains."""
 AGAIN_SECONDS = 0.5
 """What ends by itself is started again after so long, as Kubernetes does it."""
+GIVEN_UP_SECONDS = 5
+"""A Postgres that does not answer for so long, though it could, has ended."""
 EACH = 2
 DECLARED_SECONDS = 3
 
@@ -54,7 +55,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 @dataclass
 class Member:
-    """A process, with the links that only it uses, by the server they lead to. `wanted`: it is to run."""
+    """A process, with the links that only it uses, by what they lead to. `wanted`: it is to run."""
 
     kind: str
     part: Part
@@ -63,21 +64,21 @@ class Member:
 
 
 class Site:
-    """`folder`: for volume, logs and data. `volume_bytes`: of the file system that the volume has for itself, where
-    mounting is allowed (`has_own_disk`). Enter it from the main thread: its Postgres ends with the thread.
+    """`folder`: for volume, logs and data; volume and database have a disk each for themselves, where mounting is
+    allowed. Enter it from the main thread: its Postgres ends with the thread.
 
     A process that ends by itself is started again; that is a violation unless `excused` says that something was broken.
     """
 
-    def __init__(self, folder: Path, ledger: Ledger, volume_bytes: int) -> None:
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
         self.folder = folder
         self.members: list[Member] = []
         self.service: Service
-        self.has_own_disk = False
+        self.volume_disk = Disk(folder / "volume")
+        self.postgres_disk = Disk(folder / "postgres")
         self.excused = False
         self.node = RabbitMQ(folder / "rabbitmq", settings={"heartbeat": str(HEARTBEAT_SECONDS)})
         self._ledger = ledger
-        self._volume_bytes = volume_bytes
         self._postgres = Postgres(folder / "postgres", durable=False)
         self._starting = threading.Lock()
         self._over = threading.Event()
@@ -85,7 +86,9 @@ class Site:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._mount(stack)
+            for disk in (self.volume_disk, self.postgres_disk):
+                disk.path.mkdir(mode=0o711)
+                stack.enter_context(disk)
             stack.callback(lambda: asyncio.run(self._postgres.stop()))
             asyncio.run(self._postgres.start())
             with psycopg.connect(self._postgres.url(), autocommit=True) as connection:
@@ -120,17 +123,24 @@ class Site:
 
     @property
     def broker_urls(self) -> list[str]:
-        return [f"http://127.0.0.1:{member.part.environment['WHARF_PORT']}" for member in self.of("broker")]
+        """As clients know them: through a proxy."""
+        return [f"http://127.0.0.1:{member.links['clients'].port}" for member in self.of("broker")]
 
     def kill(self, member: Member) -> None:
         """With -9, the process alone: what it started is to notice. It stays dead until `start`."""
-        member.wanted = False
-        self._signal([psutil.Process(member.part.pid)], signal.SIGKILL)
+        with self._starting:
+            member.wanted = False
+            self._signal(family(member.part.pid)[:1], signal.SIGKILL)
         member.part.ended()
+
+    def kill_slot(self, member: Member) -> None:
+        """With -9, one of the processes that a worker has at work on pictures."""
+        self._signal(family(member.part.pid)[1:][:1], signal.SIGKILL)
 
     def end(self, member: Member) -> None:
         """As an operator does; a process that does not end in time is a violation, and is killed."""
-        member.wanted = False
+        with self._starting:
+            member.wanted = False
         if member.part.process is None or member.part.process.poll() is not None:
             return
         member.part.send(signal.SIGTERM)
@@ -175,6 +185,12 @@ class Site:
     def start_postgres(self) -> None:
         asyncio.run(self._postgres.start())
 
+    def revive_postgres(self) -> None:
+        """As an operator does where it has given up."""
+        if not holds_at_last(lambda: self.service.ask("SELECT true") != [], GIVEN_UP_SECONDS):
+            self.stop_postgres()
+            self.start_postgres()
+
     @contextmanager
     def postgres_stopped(self) -> Iterator[None]:
         """SIGSTOP, to all its processes."""
@@ -194,30 +210,9 @@ class Site:
         finally:
             self._signal(stopped, signal.SIGCONT)
 
-    @contextmanager
-    def disk_full(self, spare_bytes: int) -> Iterator[None]:
-        """A ballast on the volume leaves no more room than that."""
-        ballast = self.service.volume / "ballast"
-        try:
-            room = os.statvfs(self.service.volume)
-            with ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_frsize - spare_bytes))
-            yield
-        finally:
-            ballast.unlink(missing_ok=True)
-
     @property
     def _postmaster(self) -> int:
         return int((self.folder / "postgres" / "cluster" / "postmaster.pid").read_text().split("\n", 1)[0])
-
-    def _mount(self, stack: ExitStack) -> None:
-        volume = self.folder / "volume"
-        volume.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={self._volume_bytes}", "none", str(volume)]
-        with suppress(OSError):
-            self.has_own_disk = subprocess.run(mount, stderr=subprocess.DEVNULL).returncode == 0
-        if self.has_own_disk:
-            stack.callback(subprocess.run, ["umount", "--lazy", str(volume)], check=True)
 
     def _member(self, stack: ExitStack, installation: Installation, kind: str, name: str) -> Member:
         url = self._postgres.url({"broker": "wharf_api"}.get(kind, f"wharf_{kind}"), "wharf")
@@ -228,7 +223,8 @@ class Site:
         if kind == "broker":
             port = installation.port if name.endswith("-1") else free_port()
             part = installation.broker(name, **settings, WHARF_INSTANCE=name, WHARF_PORT=str(port))
-            return Member(kind, part, {"postgres": postgres})
+            clients = stack.enter_context(Proxy(port))
+            return Member(kind, part, {"postgres": postgres, "clients": clients})
         rabbitmq = stack.enter_context(Proxy(self.node.port))
         queue = through(self.node.url(), rabbitmq.port)
         if kind == "relay":
