@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from custody.errors import KINDS
 from tests.faults.chaos.ledger import Deletion, KeptFile, Ledger, PromisedJob
 from tests.support.engines import fingerprint
 
@@ -277,7 +278,7 @@ class Client:
         """Sends it until the answer is one that waiting would not change. None: this client is closed."""
         while not self.closed.is_set():
             answer = self._answered(method, path, headers, **body)
-            if answer is not None and answer.status_code < 500 and answer.status_code != 429:
+            if answer is not None and not _may_succeed_later(answer):
                 return answer
             asked = float(answer.headers.get("Retry-After", ASK_AGAIN_SECONDS)) if answer is not None else 0.1
             self.closed.wait(min(asked, ASK_AGAIN_SECONDS))
@@ -302,9 +303,13 @@ class Client:
 
     def _unexpected(self, answer: httpx.Response, request: dict[str, Any]) -> None:
         """A good request, on what this client holds, that was refused for good."""
-        if answer.status_code < 500 and answer.status_code != 429:
+        if not _may_succeed_later(answer):
             named = f"{request['method']} {request['path']} ({request['headers']})"
             self._ledger.broken("wrong", f"{self.name}: {named} was refused: {answer.status_code} {answer.text}")
+
+
+def _may_succeed_later(answer: httpx.Response) -> bool:
+    return not answer.is_success and KINDS[answer.json()["code"]].retryable
 
 
 class Load:

@@ -79,7 +79,8 @@ class Site:
         self.excused = False
         self.node = RabbitMQ(folder / "rabbitmq", settings={"heartbeat": str(HEARTBEAT_SECONDS)})
         self._ledger = ledger
-        self._postgres = Postgres(folder / "postgres", durable=False)
+        # Durable: without `synchronous_commit` a kill -9 takes commits with it that were answered.
+        self._postgres = Postgres(self.postgres_disk.path)
         self._starting = threading.Lock()
         self._over = threading.Event()
         self._stack = ExitStack()

@@ -26,7 +26,7 @@ MORE_CONNECTIONS = EACH
 @dataclass(frozen=True)
 class Usage:
     """Of a process and its children. `forlorn`: descriptors of removed files, and of connections that the other side
-    has closed, of which there should be none."""
+    has closed, of which there should be none; but a pool finds out about its sessions when it next wants them."""
 
     resident_bytes: int
     descriptors: int
@@ -99,13 +99,13 @@ def _usage(member: Member) -> Usage:
         sum(process.num_fds() for process in processes),
         sum(process.num_threads() for process in processes),
         len(processes) - 1,
-        tuple(line for process in processes for line in _forlorn(process)),
+        tuple(line for process in processes for line in _forlorn(process, member.links["postgres"].port)),
     )
 
 
-def _forlorn(process: psutil.Process) -> Iterator[str]:
+def _forlorn(process: psutil.Process, pooled_port: int) -> Iterator[str]:
     for connection in process.net_connections("tcp"):
-        if connection.status == psutil.CONN_CLOSE_WAIT:
+        if connection.status == psutil.CONN_CLOSE_WAIT and connection.raddr.port != pooled_port:
             yield f"a connection to {connection.raddr} that the other side has closed"
     for number in os.listdir(f"/proc/{process.pid}/fd"):  # noqa: PTH208 - names, not paths
         with suppress(OSError):
