@@ -22,7 +22,8 @@ class Disk:
 
     def __enter__(self) -> Self:
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES}", "none", str(self.path)], stderr=subprocess.DEVNULL
+            ["mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES},mode=755", "none", str(self.path)],
+            stderr=subprocess.DEVNULL,
         )
         self.mounted = done.returncode == 0
         return self

@@ -31,7 +31,7 @@ def main() -> int:
     seed = arguments.seed or str(random.randrange(10**6))
     console = Console(highlight=False, soft_wrap=True)
     folder = Path(tempfile.mkdtemp(prefix="wharf-chaos-"))
-    console.print(f"seed {seed}, {arguments.seconds:g} s, logs in {folder}")
+    console.print(f"seed {seed}, {arguments.seconds:g} s, logs in {folder}; starting")
     ledger = Ledger()
     with Site(folder, ledger) as site:
         account = play(site, ledger, seconds=arguments.seconds, seed=seed, tell=console.print)

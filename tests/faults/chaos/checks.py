@@ -117,10 +117,10 @@ def _open_work(service: Service) -> Iterator[Violation]:
 
 
 def _doubles(ledger: Ledger, service: Service) -> Iterator[Violation]:
-    """One job for each operation, whatever was sent again; and no results row twice."""
+    """One job for each operation, whatever was sent again, and one rerun of it; and no results row twice."""
     for operation, jobs in service.ask(
         "SELECT metadata ->> 'operation', array_agg(id::text) FROM wharf.jobs WHERE metadata ? 'operation'"
-        " GROUP BY tenant_id, metadata ->> 'operation' HAVING count(*) > 1"
+        " GROUP BY tenant_id, metadata ->> 'operation', rerun_of HAVING count(*) > 1"
     ):
         yield Violation("duplicated", f"operation {operation} has the jobs {jobs}")
     for task, count in service.ask("SELECT task_id, count(*) FROM wharf.results GROUP BY task_id HAVING count(*) > 1"):

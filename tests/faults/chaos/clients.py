@@ -72,6 +72,8 @@ class Client:
         self._operations = 0
         self._files: list[KeptFile] = []
         self._jobs: list[PromisedJob] = []
+        self._once: deque[PromisedJob] = deque(maxlen=20)
+        """Jobs on files that are never deleted, not rerun yet."""
         self._sent: deque[tuple[dict[str, Any], list[str]]] = deque(maxlen=20)
         self.closed = threading.Event()
         """Set: it gives up what is not answered."""
@@ -87,6 +89,7 @@ class Client:
             (self.submit, 5),
             (self.delete, 3),
             (self.cancel, 2),
+            (self.rerun, 2),
             (self.send_again, 2),
             (self.look, 5),
         )
@@ -145,7 +148,7 @@ class Client:
         if answer is None:
             return
         if answer.is_success:
-            self._promise_job(answer, request, [file.fingerprint for file in inputs], "expires_in" in body)
+            self._promise_job(answer, request, [file.fingerprint for file in inputs], may_expire="expires_in" in body)
         else:
             self._unexpected(answer, request)
 
@@ -178,6 +181,21 @@ class Client:
         else:
             self._saw(job, answer)
             self._ledger.promised()
+
+    def rerun(self) -> None:
+        ended = [job for job in self._once if job.ended]
+        if not ended:
+            return
+        self._once.remove(ended[0])
+        path = f"/v1/jobs/{ended[0].id}/rerun"
+        request: dict[str, Any] = {"method": "POST", "path": path, "headers": self._operation()}
+        answer = self._until_answered(**request)
+        if answer is None:
+            return
+        if answer.is_success:
+            self._promise_job(answer, request, ended[0].fingerprints, False)
+        else:
+            self._unexpected(answer, request)
 
     def send_again(self) -> None:
         """What was acknowledged already, as if the answer had been lost: nothing is done twice."""
@@ -244,15 +262,23 @@ class Client:
         if not answer.is_success:
             self._unexpected(answer, request)
             return False
-        self._promise_job(answer, request, [picture.fingerprint for picture in pictures], False)
+        self._promise_job(answer, request, [picture.fingerprint for picture in pictures])
+        self._once.append(self._jobs[-1])
         return True
 
     def _promise_job(
-        self, answer: httpx.Response, request: dict[str, Any], fingerprints: list[dict[str, Any]], may_expire: bool
+        self,
+        answer: httpx.Response,
+        request: dict[str, Any],
+        fingerprints: list[dict[str, Any]],
+        *,
+        operation: str | None = None,
+        may_expire: bool = False,
     ) -> None:
+        """`operation`: that of the job that this one reruns."""
         endings = {"succeeded", "expired"} if may_expire else {"succeeded"}
-        key = request["headers"]["Idempotency-Key"]
-        job = PromisedJob(answer.json()["id"], self._key, key, fingerprints, endings)
+        operation = operation or request["headers"]["Idempotency-Key"]
+        job = PromisedJob(answer.json()["id"], self._key, operation, fingerprints, endings)
         self._saw(job, answer)
         self._jobs.append(job)
         self._ledger.promised(job)

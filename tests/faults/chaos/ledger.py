@@ -28,9 +28,9 @@ class KeptFile:
 
 @dataclass
 class PromisedJob:
-    """A job that was acknowledged. `operation`: its client's name for it, which no other job has in its metadata;
-    `fingerprints`: what is to be found in each of its inputs; `endings`: the states it may end in; `ended`: the one
-    that somebody was told, which stays."""
+    """A job that was acknowledged. `operation`: what its client calls it in its metadata, which no other job shares but
+    its rerun; `fingerprints`: what is to be found in each of its inputs; `endings`: the states it may end in; `ended`:
+    the one that somebody was told, which stays."""
 
     id: str
     key: str
