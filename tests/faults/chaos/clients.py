@@ -193,7 +193,7 @@ class Client:
         if answer is None:
             return
         if answer.is_success:
-            self._promise_job(answer, request, ended[0].fingerprints, False)
+            self._promise_job(answer, request, ended[0].fingerprints, operation=ended[0].operation)
         else:
             self._unexpected(answer, request)
 
