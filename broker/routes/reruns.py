@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body, paging
+from broker import body, paging, problems
 from broker.access import Admin, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.backlog import Admission
@@ -33,7 +33,17 @@ RETRY_BODY = {
 }
 
 
-@router.post("/{job_id}/rerun", response_model=Job, responses=ACCEPTED)
+@router.post(
+    "/{job_id}/rerun",
+    response_model=Job,
+    responses={
+        **ACCEPTED,
+        **problems.answers(
+            *problems.KEYED, "forbidden", *problems.IDEMPOTENT, *problems.ADMISSION, "request_too_large",
+            "not_found", "job_not_ended", "nothing_to_rerun", "input_gone",
+        ),
+    },
+)  # fmt: skip
 async def rerun(
     request: Request,
     service: ServiceDep,
@@ -59,7 +69,15 @@ async def rerun(
     return await answer_job(request, service, tenant, new_job)
 
 
-@router.post("/retry", response_model=RetryBatch, openapi_extra=RETRY_BODY)
+@router.post(
+    "/retry",
+    response_model=RetryBatch,
+    responses=problems.answers(
+        *problems.KEYED, "forbidden", *problems.IDEMPOTENT, *problems.JSON_BODY,
+        "tenant_backlog_full", "pool_backlog_full", "pool_draining",
+    ),
+    openapi_extra=RETRY_BODY,
+)  # fmt: skip
 async def retry(
     request: Request, service: ServiceDep, principal: Admin, idempotency_key: IdempotencyKey = None
 ) -> Response:

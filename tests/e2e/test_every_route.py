@@ -242,16 +242,18 @@ def test_a_value_of_another_json_type_is_refused(http: httpx.Client, path: str, 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.keyed], ids=str)
 def test_a_key_that_is_used_again_for_another_body_is_refused(up: Service, page: bytes, row: Row) -> None:
     with up.client(up.new_key("admin")) as http:
-        sha256 = http.post("/v1/files", content=page).json()["items"][0]["sha256"]
-        address = row.address(sha256=sha256)
-        first: dict[str, Any] = {}
-        other: dict[str, Any] = {"files": {row.picture or "": page + b"more"}}
-        if row.json is not None:
-            known = {"inputs": [{"sha256": sha256}]} if row.path == "/v1/jobs" else {"name": "x", "role": "reader"}
-            first = {"json": known}
-            other = {"json": {**known, "expires_in": 5}} if row.path == "/v1/jobs" else {"json": {**known, "name": "y"}}
-        elif row.query:
-            other = {"params": {"filename": "other"}}
+        job = http.post("/v1/predict", files={"image": page}, headers={"Prefer": "wait=30"}).json()
+        sha256 = job["results"][0]["sha256"]
+        address = row.address(sha256=sha256, job_id=job["id"])
+        inputs, key_wish = {"inputs": [{"sha256": sha256}]}, {"name": "x", "role": "reader"}
+        brings_one: tuple[dict[str, Any], dict[str, Any]] = ({}, {"files": {row.picture or "": page + b"more"}})
+        first, other = {
+            "/v1/files/sha256:{sha256}": ({}, {"params": {"filename": "other"}}),
+            "/v1/jobs": ({"json": inputs}, {"json": {**inputs, "expires_in": 5}}),
+            "/v1/jobs/{job_id}/rerun": ({}, {"params": {"only": "failed"}}),
+            "/v1/jobs/retry": ({"json": {}}, {"json": {"limit": 5}}),
+            "/v1/keys": ({"json": key_wish}, {"json": {**key_wish, "name": "y"}}),
+        }.get(row.path, brings_one)
         key = {"Idempotency-Key": "again"}
         assert row.send(http, page, address, headers=key, **first).is_success
         before = rows(up)
