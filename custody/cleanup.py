@@ -282,7 +282,8 @@ async def find_suspects(
         f"""
         SELECT since::text, sha256 FROM wharf.suspects s
         WHERE {"true" if grace is None else "since <= now() - %(grace)s AND look_at <= now()"}
-        {"AND (s.since, sha256) > (%(since)s::timestamptz, %(sha256)s)" if after else ""} ORDER BY s.since, sha256 LIMIT %(limit)s
+        {"AND (s.since, sha256) > (%(since)s::timestamptz, %(sha256)s)" if after else ""}
+        ORDER BY s.since, sha256 LIMIT %(limit)s
         """,
         {**(after or {}), "limit": limit, "grace": grace},
     )
