@@ -101,6 +101,8 @@ class Site:
             for number in range(1, EACH + 1):
                 for kind in ("broker", "relay", "worker"):
                     self.members.append(self._member(stack, installation, kind, f"{kind}-{number}"))
+            # Before their links go.
+            stack.callback(installation.stop)
             for member in self.members:
                 start_worker(member.part) if member.kind != "broker" else None
                 member.wanted = True
