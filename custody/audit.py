@@ -164,14 +164,15 @@ async def page(
         ("o.receipt_id < %s", min(below, default=None) if object_id else None),
     ]
     named = [(condition, value) for condition, value in wanted if value is not None]
-    # Conditions that are not asked for are left out: with them, one plan for all would use no index well.
+    # What is not asked for is left out, and each is planned for its own values: one plan would fit no two of them.
     found = await transaction.execute(
         f"""
         SELECT {COLUMNS} FROM {"wharf.audit a" if object_id is None else OF_OBJECT}
         WHERE {" AND ".join(condition for condition, _ in named) or "true"}
         ORDER BY {"a.id" if object_id is None else "o.receipt_id"} DESC LIMIT %s
-        """.encode(),
+        """,
         [*(value for _, value in named), limit],
+        prepare=False,
     )
     return [_receipt(row) for row in await found.fetchall()]
 
