@@ -20,6 +20,8 @@ WRITE = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) wharf\.(\w+)")
 WRITERS = {
     "tenants": {"custody.tenants"},
     "api_keys": {"custody.tenants"},
+    "audit": {"custody.audit"},
+    "audit_objects": {"custody.audit"},
     "files": {"custody.files"},
     "idempotency_keys": {"custody.idempotency"},
     "jobs": {"custody.jobs"},
