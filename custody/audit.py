@@ -55,6 +55,8 @@ class Action(StrEnum):
     FILE_LISTED = "file.listed"
     JOB_PREDICTED = "job.predicted"
     JOB_SUBMITTED = "job.submitted"
+    JOB_RERUN = "job.rerun"
+    JOB_RETRIED = "job.retried"
     JOB_CANCELLED = "job.cancelled"
     JOB_SEEN = "job.seen"
     JOB_LISTED = "job.listed"

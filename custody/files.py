@@ -12,7 +12,7 @@ from custody.ids import new_id
 from custody.volume import Staged, Volume
 from custody.wire import File, JobInput
 
-LIVE = "deleted_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+LIVE = "deleted_at IS NULL AND (pinned OR expires_at IS NULL OR expires_at > now())"
 COLUMNS = "id, sha256, size, media_type, width, height, orientation, filename, created_at, expires_at"
 
 
@@ -128,6 +128,12 @@ class Files:
             if bytes.fromhex(file.sha256) not in present:
                 raise _no_such_input(number, inputs[number])
         return named
+
+    async def hold_known(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
+        """Those of the bytes that the tenant has a file of, held until the transaction ends."""
+        # Held first: whoever takes a file's bytes away for good takes this lock, and is seen by what follows.
+        present = await self._hold(transaction, wanted)
+        return await self._held(transaction, sorted(present))
 
     async def _by(self, transaction: Transaction, column: str, wanted: Sequence[object]) -> Mapping[object, File]:
         if not wanted:

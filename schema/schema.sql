@@ -18,6 +18,152 @@ SET default_tablespace = '';
 
 SET default_table_access_method = heap;
 
+CREATE TABLE wharf.jobs (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    model text NOT NULL,
+    parameters jsonb NOT NULL,
+    priority text NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    total integer NOT NULL,
+    state text DEFAULT 'open'::text NOT NULL,
+    done integer,
+    failed integer,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    finished_at timestamp with time zone,
+    expires_at timestamp with time zone,
+    traceparent text,
+    rerun_of uuid,
+    CONSTRAINT jobs_check CHECK (((state = 'open'::text) = (finished_at IS NULL))),
+    CONSTRAINT jobs_check1 CHECK (((done IS NULL) = (failed IS NULL))),
+    CONSTRAINT jobs_check2 CHECK (((done >= 0) AND (failed >= 0) AND ((done + failed) <= total))),
+    CONSTRAINT jobs_check3 CHECK (((state <> 'open'::text) OR (done IS NULL))),
+    CONSTRAINT jobs_check4 CHECK (((state <> 'succeeded'::text) OR ((done IS NOT NULL) AND (done = total)))),
+    CONSTRAINT jobs_check5 CHECK (((state <> 'failed'::text) OR ((done IS NOT NULL) AND ((done + failed) = total) AND (failed > 0)))),
+    CONSTRAINT jobs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT jobs_priority_check CHECK ((priority = ANY (ARRAY['interactive'::text, 'batch'::text]))),
+    CONSTRAINT jobs_state_check CHECK ((state = ANY (ARRAY['open'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
+    CONSTRAINT jobs_total_check CHECK ((total > 0)),
+    CONSTRAINT jobs_traceparent_check CHECK ((length(traceparent) = 55))
+);
+
+ALTER TABLE ONLY wharf.jobs FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.jobs OWNER TO wharf_owner;
+
+CREATE TABLE wharf.tasks (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    job_id uuid NOT NULL,
+    input integer NOT NULL,
+    file_id uuid,
+    filename text,
+    sha256 bytea NOT NULL,
+    size bigint NOT NULL,
+    media_type text NOT NULL,
+    width integer NOT NULL,
+    height integer NOT NULL,
+    orientation smallint NOT NULL,
+    pool text NOT NULL,
+    class text NOT NULL,
+    state text DEFAULT 'queued'::text NOT NULL,
+    not_before timestamp with time zone DEFAULT now() NOT NULL,
+    released_at timestamp with time zone,
+    claimed_at timestamp with time zone,
+    lease_until timestamp with time zone,
+    attempt integer DEFAULT 0 NOT NULL,
+    spared integer DEFAULT 0 NOT NULL,
+    worker text,
+    error_code text,
+    error_detail text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
+    CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
+    CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
+    CONSTRAINT tasks_check3 CHECK (((state = ANY (ARRAY['queued'::text, 'running'::text])) = (ended_at IS NULL))),
+    CONSTRAINT tasks_check4 CHECK (((state <> ALL (ARRAY['failed'::text, 'unprocessable'::text])) OR (error_code IS NOT NULL))),
+    CONSTRAINT tasks_check5 CHECK (((state <> 'succeeded'::text) OR (error_code IS NULL))),
+    CONSTRAINT tasks_class_check CHECK ((class = ANY (ARRAY['interactive'::text, 'batch'::text]))),
+    CONSTRAINT tasks_input_check CHECK ((input >= 0)),
+    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'unprocessable'::text, 'cancelled'::text])))
+);
+
+ALTER TABLE ONLY wharf.tasks FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.tasks OWNER TO wharf_owner;
+
+CREATE TABLE wharf.tenants (
+    id uuid NOT NULL,
+    name text NOT NULL,
+    operator boolean DEFAULT false NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    file_retention interval,
+    job_retention interval,
+    CONSTRAINT tenants_file_retention_check CHECK ((file_retention > '00:00:00'::interval)),
+    CONSTRAINT tenants_job_retention_check CHECK ((job_retention > '00:00:00'::interval)),
+    CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text))
+);
+
+ALTER TABLE ONLY wharf.tenants FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.tenants OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) RETURNS TABLE(job uuid, tenant_id uuid, tenant text, failed integer, rerun uuid)
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT j.id,
+     j.tenant_id,
+     t.name,
+     j.failed,
+     newest.id
+    FROM ((wharf.jobs j
+      JOIN wharf.tenants t ON ((t.id = j.tenant_id)))
+      LEFT JOIN LATERAL ( SELECT r.id
+            FROM wharf.jobs r
+           WHERE ((r.rerun_of = j.id) AND (r.state <> 'cancelled'::text))
+           ORDER BY r.id DESC
+          LIMIT 1) newest ON (true))
+   WHERE ((j.failed > 0) AND (j.id > jobs_to_retry.after_job) AND (j.created_at < jobs_to_retry.walk_began) AND ((jobs_to_retry.wanted_state IS NULL) OR (j.state = jobs_to_retry.wanted_state)) AND ((jobs_to_retry.wanted_model IS NULL) OR (j.model = jobs_to_retry.wanted_model)) AND ((jobs_to_retry.wanted_metadata IS NULL) OR (j.metadata @> jobs_to_retry.wanted_metadata)) AND ((jobs_to_retry.created_after IS NULL) OR (j.created_at >= jobs_to_retry.created_after)) AND ((jobs_to_retry.created_before IS NULL) OR (j.created_at < jobs_to_retry.created_before)) AND ((jobs_to_retry.wanted_error IS NULL) OR (EXISTS ( SELECT
+            FROM wharf.tasks i
+           WHERE ((i.job_id = j.id) AND (i.state = ANY (ARRAY['failed'::text, 'unprocessable'::text])) AND (i.error_code = jobs_to_retry.wanted_error))))) AND (NOT (EXISTS ( SELECT
+            FROM wharf.jobs r
+           WHERE ((r.rerun_of = j.id) AND (r.state <> 'cancelled'::text) AND (r.created_at < jobs_to_retry.walk_began))))))
+   ORDER BY j.id
+  LIMIT jobs_to_retry.most;
+END;
+
+ALTER FUNCTION wharf.jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.require_operator() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM wharf.tenants t WHERE t.id = wharf.current_tenant() AND t.operator) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'only the operator''s tenant may do this';
+    END IF;
+END
+$$;
+
+ALTER FUNCTION wharf.require_operator() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.all_jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) RETURNS TABLE(job uuid, tenant_id uuid, tenant text, failed integer, rerun uuid)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT wharf.require_operator() AS require_operator;
+ SELECT found.job,
+     found.tenant_id,
+     found.tenant,
+     found.failed,
+     found.rerun
+    FROM wharf.jobs_to_retry(all_jobs_to_retry.walk_began, all_jobs_to_retry.after_job, all_jobs_to_retry.wanted_state, all_jobs_to_retry.wanted_model, all_jobs_to_retry.wanted_error, all_jobs_to_retry.wanted_metadata, all_jobs_to_retry.created_after, all_jobs_to_retry.created_before, all_jobs_to_retry.most) found(job, tenant_id, tenant, failed, rerun);
+END;
+
+ALTER FUNCTION wharf.all_jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) OWNER TO wharf_owner;
+
 CREATE TABLE wharf.api_keys (
     id uuid NOT NULL,
     tenant_id uuid NOT NULL,
@@ -34,18 +180,6 @@ CREATE TABLE wharf.api_keys (
 ALTER TABLE ONLY wharf.api_keys FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.api_keys OWNER TO wharf_owner;
-
-CREATE TABLE wharf.tenants (
-    id uuid NOT NULL,
-    name text NOT NULL,
-    operator boolean DEFAULT false NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text))
-);
-
-ALTER TABLE ONLY wharf.tenants FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE wharf.tenants OWNER TO wharf_owner;
 
 CREATE FUNCTION wharf.authenticate(wanted_sha256 bytea) RETURNS TABLE(key_id uuid, role text, tenant_id uuid, tenant text)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -67,9 +201,13 @@ CREATE TABLE wharf.blobs (
     size bigint NOT NULL,
     state text DEFAULT 'deleting'::text NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    fault text,
+    verified_at timestamp with time zone,
+    CONSTRAINT blobs_fault_check CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
+    CONSTRAINT blobs_fault_told CHECK (((state <> 'quarantined'::text) OR (fault IS NOT NULL))),
     CONSTRAINT blobs_sha256_check CHECK ((octet_length(sha256) = 32)),
     CONSTRAINT blobs_size_check CHECK ((size > 0)),
-    CONSTRAINT blobs_state_check CHECK ((state = ANY (ARRAY['present'::text, 'deleting'::text])))
+    CONSTRAINT blobs_state_check CHECK ((state = ANY (ARRAY['present'::text, 'deleting'::text, 'quarantined'::text])))
 );
 
 ALTER TABLE wharf.blobs OWNER TO wharf_owner;
@@ -78,7 +216,7 @@ CREATE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     BEGIN ATOMIC
- UPDATE wharf.blobs SET state = 'present'::text
+ UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text
    WHERE (blobs.sha256 = blob_present.wanted_sha256);
 END;
 
@@ -201,48 +339,6 @@ $$;
 
 ALTER FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) OWNER TO wharf_owner;
 
-CREATE TABLE wharf.tasks (
-    id uuid NOT NULL,
-    tenant_id uuid NOT NULL,
-    job_id uuid NOT NULL,
-    input integer NOT NULL,
-    file_id uuid,
-    filename text,
-    sha256 bytea NOT NULL,
-    size bigint NOT NULL,
-    media_type text NOT NULL,
-    width integer NOT NULL,
-    height integer NOT NULL,
-    orientation smallint NOT NULL,
-    pool text NOT NULL,
-    class text NOT NULL,
-    state text DEFAULT 'queued'::text NOT NULL,
-    not_before timestamp with time zone DEFAULT now() NOT NULL,
-    released_at timestamp with time zone,
-    claimed_at timestamp with time zone,
-    lease_until timestamp with time zone,
-    attempt integer DEFAULT 0 NOT NULL,
-    spared integer DEFAULT 0 NOT NULL,
-    worker text,
-    error_code text,
-    error_detail text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    ended_at timestamp with time zone,
-    CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
-    CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
-    CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
-    CONSTRAINT tasks_check3 CHECK (((state = ANY (ARRAY['queued'::text, 'running'::text])) = (ended_at IS NULL))),
-    CONSTRAINT tasks_check4 CHECK (((state <> ALL (ARRAY['failed'::text, 'unprocessable'::text])) OR (error_code IS NOT NULL))),
-    CONSTRAINT tasks_check5 CHECK (((state <> 'succeeded'::text) OR (error_code IS NULL))),
-    CONSTRAINT tasks_class_check CHECK ((class = ANY (ARRAY['interactive'::text, 'batch'::text]))),
-    CONSTRAINT tasks_input_check CHECK ((input >= 0)),
-    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'unprocessable'::text, 'cancelled'::text])))
-);
-
-ALTER TABLE ONLY wharf.tasks FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE wharf.tasks OWNER TO wharf_owner;
-
 CREATE FUNCTION wharf.pool_backlog(wanted_pool text, most integer) RETURNS integer
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -277,19 +373,6 @@ END
 $$;
 
 ALTER FUNCTION wharf.refuse_change() OWNER TO wharf_owner;
-
-CREATE FUNCTION wharf.require_operator() RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM wharf.tenants t WHERE t.id = wharf.current_tenant() AND t.operator) THEN
-        RAISE insufficient_privilege USING MESSAGE = 'only the operator''s tenant may do this';
-    END IF;
-END
-$$;
-
-ALTER FUNCTION wharf.require_operator() OWNER TO wharf_owner;
 
 CREATE TABLE wharf.models (
     name text NOT NULL,
@@ -350,6 +433,56 @@ END;
 
 ALTER FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) OWNER TO wharf_owner;
 
+CREATE TABLE wharf.suspects (
+    sha256 bytea NOT NULL,
+    since timestamp with time zone DEFAULT now() NOT NULL,
+    look_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY wharf.suspects FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.suspects OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.suspect(gone_sha256 bytea, gone_at timestamp with time zone) RETURNS void
+    LANGUAGE sql
+    SET search_path TO ''
+    BEGIN ATOMIC
+ INSERT INTO wharf.suspects AS s (sha256, since)
+   VALUES (suspect.gone_sha256, suspect.gone_at) ON CONFLICT(sha256) DO UPDATE SET since =
+         CASE
+             WHEN (s.since = '-infinity'::timestamp with time zone) THEN s.since
+             ELSE GREATEST(s.since, excluded.since)
+         END;
+END;
+
+ALTER FUNCTION wharf.suspect(gone_sha256 bytea, gone_at timestamp with time zone) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.suspect_deleted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    PERFORM wharf.suspect(NEW.sha256, NEW.deleted_at);
+    RETURN NULL;
+END
+$$;
+
+ALTER FUNCTION wharf.suspect_deleted() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.suspect_removed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    PERFORM wharf.suspect(gone.sha256, gone.at) FROM (
+        SELECT r.sha256, max(coalesce(r.deleted_at, now())) AS at FROM removed r GROUP BY r.sha256 ORDER BY r.sha256
+    ) gone;
+    RETURN NULL;
+END
+$$;
+
+ALTER FUNCTION wharf.suspect_removed() OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) RETURNS text
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
@@ -360,6 +493,30 @@ CREATE FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) RETURNS
 END;
 
 ALTER FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) OWNER TO wharf_owner;
+
+CREATE TABLE wharf.cleanup_runs (
+    id uuid NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    stopped text,
+    without_grace boolean NOT NULL,
+    expired_files bigint DEFAULT 0 NOT NULL,
+    expired_jobs bigint DEFAULT 0 NOT NULL,
+    removed_blobs bigint DEFAULT 0 NOT NULL,
+    freed_bytes bigint DEFAULT 0 NOT NULL,
+    staging bigint DEFAULT 0 NOT NULL,
+    orphans bigint DEFAULT 0 NOT NULL,
+    missing bigint DEFAULT 0 NOT NULL,
+    errors bigint DEFAULT 0 NOT NULL,
+    first_errors jsonb DEFAULT '[]'::jsonb NOT NULL,
+    swept_to integer,
+    CONSTRAINT cleanup_runs_check CHECK (((stopped IS NULL) OR (stopped = 'killed'::text) OR (ended_at IS NOT NULL))),
+    CONSTRAINT cleanup_runs_first_errors_check CHECK ((jsonb_typeof(first_errors) = 'array'::text)),
+    CONSTRAINT cleanup_runs_stopped_check CHECK ((stopped = ANY (ARRAY['done'::text, 'time'::text, 'error'::text, 'killed'::text]))),
+    CONSTRAINT cleanup_runs_swept_to_check CHECK (((swept_to >= 0) AND (swept_to <= 4096)))
+);
+
+ALTER TABLE wharf.cleanup_runs OWNER TO wharf_owner;
 
 CREATE TABLE wharf.files (
     id uuid NOT NULL,
@@ -372,8 +529,9 @@ CREATE TABLE wharf.files (
     orientation smallint DEFAULT 1 NOT NULL,
     filename text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    expires_at timestamp with time zone,
+    expires_at timestamp with time zone DEFAULT (now() + '30 days'::interval),
     deleted_at timestamp with time zone,
+    pinned boolean DEFAULT false NOT NULL,
     CONSTRAINT files_filename_check CHECK (((length(filename) >= 1) AND (length(filename) <= 255))),
     CONSTRAINT files_height_check CHECK ((height > 0)),
     CONSTRAINT files_orientation_check CHECK (((orientation >= 1) AND (orientation <= 8))),
@@ -404,42 +562,16 @@ CREATE TABLE wharf.installation (
     only_row boolean DEFAULT true NOT NULL,
     volume_id uuid NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT installation_only_row_check CHECK (only_row)
+    checkpoint uuid,
+    checkpoint_next uuid,
+    fingerprint text,
+    sweep_off_since timestamp with time zone,
+    sweep_off_reason text,
+    CONSTRAINT installation_only_row_check CHECK (only_row),
+    CONSTRAINT sweep_off_told CHECK (((sweep_off_since IS NULL) = (sweep_off_reason IS NULL)))
 );
 
 ALTER TABLE wharf.installation OWNER TO wharf_owner;
-
-CREATE TABLE wharf.jobs (
-    id uuid NOT NULL,
-    tenant_id uuid NOT NULL,
-    model text NOT NULL,
-    parameters jsonb NOT NULL,
-    priority text NOT NULL,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    total integer NOT NULL,
-    state text DEFAULT 'open'::text NOT NULL,
-    done integer,
-    failed integer,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    finished_at timestamp with time zone,
-    expires_at timestamp with time zone,
-    traceparent text,
-    CONSTRAINT jobs_check CHECK (((state = 'open'::text) = (finished_at IS NULL))),
-    CONSTRAINT jobs_check1 CHECK (((done IS NULL) = (failed IS NULL))),
-    CONSTRAINT jobs_check2 CHECK (((done >= 0) AND (failed >= 0) AND ((done + failed) <= total))),
-    CONSTRAINT jobs_check3 CHECK (((state <> 'open'::text) OR (done IS NULL))),
-    CONSTRAINT jobs_check4 CHECK (((state <> 'succeeded'::text) OR ((done IS NOT NULL) AND (done = total)))),
-    CONSTRAINT jobs_check5 CHECK (((state <> 'failed'::text) OR ((done IS NOT NULL) AND ((done + failed) = total) AND (failed > 0)))),
-    CONSTRAINT jobs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT jobs_priority_check CHECK ((priority = ANY (ARRAY['interactive'::text, 'batch'::text]))),
-    CONSTRAINT jobs_state_check CHECK ((state = ANY (ARRAY['open'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
-    CONSTRAINT jobs_total_check CHECK ((total > 0)),
-    CONSTRAINT jobs_traceparent_check CHECK ((length(traceparent) = 55))
-);
-
-ALTER TABLE ONLY wharf.jobs FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE wharf.jobs OWNER TO wharf_owner;
 
 CREATE TABLE wharf.migrations (
     version integer NOT NULL,
@@ -516,6 +648,9 @@ ALTER TABLE ONLY wharf.audit
 ALTER TABLE ONLY wharf.blobs
     ADD CONSTRAINT blobs_pkey PRIMARY KEY (sha256);
 
+ALTER TABLE ONLY wharf.cleanup_runs
+    ADD CONSTRAINT cleanup_runs_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY wharf.files
     ADD CONSTRAINT files_pkey PRIMARY KEY (id);
 
@@ -552,6 +687,9 @@ ALTER TABLE ONLY wharf.released
 ALTER TABLE ONLY wharf.results
     ADD CONSTRAINT results_pkey PRIMARY KEY (task_id);
 
+ALTER TABLE ONLY wharf.suspects
+    ADD CONSTRAINT suspects_pkey PRIMARY KEY (sha256);
+
 ALTER TABLE ONLY wharf.tasks
     ADD CONSTRAINT tasks_id_tenant_id_key UNIQUE (id, tenant_id);
 
@@ -578,17 +716,41 @@ CREATE INDEX audit_by_key ON wharf.audit USING btree (tenant_id, key_id, id);
 
 CREATE INDEX audit_by_request ON wharf.audit USING btree (tenant_id, request_id, id);
 
+CREATE INDEX blobs_deleting ON wharf.blobs USING btree (sha256) WHERE (state = 'deleting'::text);
+
+CREATE INDEX cleanup_runs_sweeping ON wharf.cleanup_runs USING btree (id) WHERE (swept_to IS NOT NULL);
+
+CREATE INDEX cleanup_runs_unfinished ON wharf.cleanup_runs USING btree (id) WHERE (stopped IS NULL);
+
 CREATE INDEX files_by_content ON wharf.files USING btree (sha256, tenant_id) WHERE (deleted_at IS NULL);
 
 CREATE INDEX files_by_tenant ON wharf.files USING btree (tenant_id, id) WHERE (deleted_at IS NULL);
+
+CREATE INDEX files_deleted ON wharf.files USING btree (id) WHERE (deleted_at IS NOT NULL);
+
+CREATE INDEX files_expiring ON wharf.files USING btree (expires_at, id) WHERE ((deleted_at IS NULL) AND (NOT pinned));
+
+CREATE INDEX files_of_blob ON wharf.files USING btree (sha256);
+
+CREATE INDEX files_undated ON wharf.files USING btree (id) WHERE ((expires_at IS NULL) AND (deleted_at IS NULL) AND (NOT pinned));
+
+CREATE INDEX idempotency_keys_by_age ON wharf.idempotency_keys USING btree (created_at);
 
 CREATE INDEX jobs_by_tenant ON wharf.jobs USING btree (tenant_id, id);
 
 CREATE INDEX jobs_deadlines ON wharf.jobs USING btree (expires_at) WHERE ((state = 'open'::text) AND (expires_at IS NOT NULL));
 
+CREATE INDEX jobs_ended ON wharf.jobs USING btree (tenant_id, finished_at, id) WHERE (state <> 'open'::text);
+
 CREATE INDEX jobs_not_frozen ON wharf.jobs USING btree (id) WHERE ((state <> 'open'::text) AND (done IS NULL));
 
 CREATE INDEX jobs_open ON wharf.jobs USING btree (id) WHERE (state = 'open'::text);
+
+CREATE INDEX jobs_reruns ON wharf.jobs USING btree (rerun_of) WHERE (rerun_of IS NOT NULL);
+
+CREATE INDEX jobs_with_failures ON wharf.jobs USING btree (id) WHERE (failed > 0);
+
+CREATE INDEX suspects_by_time ON wharf.suspects USING btree (look_at, sha256);
 
 CREATE INDEX tasks_by_worker ON wharf.tasks USING btree (worker) WHERE (state = 'running'::text);
 
@@ -607,6 +769,10 @@ CREATE TRIGGER never_changes BEFORE UPDATE OR TRUNCATE ON wharf.audit_objects FO
 CREATE TRIGGER stays_while_young BEFORE DELETE ON wharf.audit FOR EACH ROW WHEN ((old.id >= wharf.first_id_at((now() - '30 days'::interval)))) EXECUTE FUNCTION wharf.refuse_change();
 
 CREATE TRIGGER stays_while_young BEFORE DELETE ON wharf.audit_objects FOR EACH ROW WHEN ((old.receipt_id >= wharf.first_id_at((now() - '30 days'::interval)))) EXECUTE FUNCTION wharf.refuse_change();
+
+CREATE TRIGGER suspect_deleted AFTER UPDATE OF deleted_at ON wharf.files FOR EACH ROW WHEN (((old.deleted_at IS NULL) AND (new.deleted_at IS NOT NULL))) EXECUTE FUNCTION wharf.suspect_deleted();
+
+CREATE TRIGGER suspect_removed AFTER DELETE ON wharf.files REFERENCING OLD TABLE AS removed FOR EACH STATEMENT EXECUTE FUNCTION wharf.suspect_removed();
 
 ALTER TABLE ONLY wharf.api_keys
     ADD CONSTRAINT api_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
@@ -656,9 +822,25 @@ CREATE POLICY api_reads ON wharf.audit FOR SELECT TO wharf_api USING ((tenant_id
 
 CREATE POLICY api_reads ON wharf.audit_objects FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
+CREATE POLICY api_retention ON wharf.tenants FOR UPDATE TO wharf_api USING ((id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
 ALTER TABLE wharf.audit ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.audit_objects ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY cleanup_all ON wharf.files TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.idempotency_keys TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.jobs TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.results TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.suspects TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.tasks TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_sees ON wharf.tenants FOR SELECT TO wharf_cleanup USING (true);
 
 ALTER TABLE wharf.files ENABLE ROW LEVEL SECURITY;
 
@@ -684,6 +866,8 @@ CREATE POLICY owner_all ON wharf.released TO wharf_owner USING (true) WITH CHECK
 
 CREATE POLICY owner_all ON wharf.results TO wharf_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner_all ON wharf.suspects TO wharf_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner_all ON wharf.tasks TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.tenants TO wharf_owner USING (true) WITH CHECK (true);
@@ -695,6 +879,8 @@ CREATE POLICY relay_all ON wharf.tasks TO wharf_relay USING (true) WITH CHECK (t
 ALTER TABLE wharf.released ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.results ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.suspects ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.tasks ENABLE ROW LEVEL SECURITY;
 
@@ -711,48 +897,52 @@ GRANT USAGE ON SCHEMA wharf TO wharf_worker;
 GRANT USAGE ON SCHEMA wharf TO wharf_relay;
 GRANT USAGE ON SCHEMA wharf TO wharf_cleanup;
 
-GRANT INSERT ON TABLE wharf.api_keys TO wharf_api;
+GRANT SELECT,INSERT ON TABLE wharf.jobs TO wharf_api;
+GRANT SELECT ON TABLE wharf.jobs TO wharf_worker;
+GRANT SELECT ON TABLE wharf.jobs TO wharf_relay;
+GRANT DELETE ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(id) ON TABLE wharf.api_keys TO wharf_api;
+GRANT SELECT(id) ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(tenant_id) ON TABLE wharf.api_keys TO wharf_api;
+GRANT SELECT(tenant_id) ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(name) ON TABLE wharf.api_keys TO wharf_api;
+GRANT SELECT(total) ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(role) ON TABLE wharf.api_keys TO wharf_api;
+GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_relay;
+GRANT SELECT(state) ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(created_at) ON TABLE wharf.api_keys TO wharf_api;
+GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_relay;
 
-GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE wharf.api_keys TO wharf_api;
+GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_relay;
 
-GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
-
-REVOKE ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) FROM PUBLIC;
-GRANT ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) TO wharf_api;
-
-REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
-GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
-
-GRANT SELECT,INSERT ON TABLE wharf.audit TO wharf_api;
-
-GRANT SELECT,INSERT ON TABLE wharf.audit_objects TO wharf_api;
-
-REVOKE ALL ON FUNCTION wharf.forget_receipts(days integer, most integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION wharf.forget_receipts(days integer, most integer) TO wharf_cleanup;
-
-REVOKE ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) TO wharf_api;
-
-REVOKE ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) TO wharf_api;
+GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_relay;
+GRANT SELECT(finished_at) ON TABLE wharf.jobs TO wharf_cleanup;
 
 GRANT SELECT,INSERT ON TABLE wharf.tasks TO wharf_api;
 GRANT SELECT ON TABLE wharf.tasks TO wharf_worker;
 GRANT SELECT ON TABLE wharf.tasks TO wharf_relay;
+GRANT DELETE ON TABLE wharf.tasks TO wharf_cleanup;
+
+GRANT SELECT(id) ON TABLE wharf.tasks TO wharf_cleanup;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.tasks TO wharf_cleanup;
+
+GRANT SELECT(job_id) ON TABLE wharf.tasks TO wharf_cleanup;
+
+GRANT SELECT(sha256) ON TABLE wharf.tasks TO wharf_cleanup;
 
 GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_api;
 GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_relay;
+GRANT SELECT(state) ON TABLE wharf.tasks TO wharf_cleanup;
 
 GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_relay;
@@ -781,6 +971,65 @@ GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_api;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_relay;
 
+GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
+
+GRANT SELECT(id) ON TABLE wharf.tenants TO wharf_cleanup;
+
+GRANT UPDATE(file_retention) ON TABLE wharf.tenants TO wharf_api;
+GRANT SELECT(file_retention) ON TABLE wharf.tenants TO wharf_cleanup;
+
+GRANT UPDATE(job_retention) ON TABLE wharf.tenants TO wharf_api;
+GRANT SELECT(job_retention) ON TABLE wharf.tenants TO wharf_cleanup;
+
+REVOKE ALL ON FUNCTION wharf.jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.require_operator() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.all_jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.all_jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) TO wharf_api;
+
+GRANT INSERT ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(id) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(name) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(role) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(created_at) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE wharf.api_keys TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) TO wharf_api;
+
+GRANT SELECT,INSERT,DELETE ON TABLE wharf.blobs TO wharf_cleanup;
+
+GRANT UPDATE(state) ON TABLE wharf.blobs TO wharf_cleanup;
+
+GRANT UPDATE(fault) ON TABLE wharf.blobs TO wharf_cleanup;
+
+GRANT UPDATE(verified_at) ON TABLE wharf.blobs TO wharf_cleanup;
+
+REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
+
+GRANT SELECT,INSERT ON TABLE wharf.audit TO wharf_api;
+
+GRANT SELECT,INSERT ON TABLE wharf.audit_objects TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.forget_receipts(days integer, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.forget_receipts(days integer, most integer) TO wharf_cleanup;
+
+REVOKE ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) TO wharf_api;
+
 REVOKE ALL ON FUNCTION wharf.pool_backlog(wanted_pool text, most integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.pool_backlog(wanted_pool text, most integer) TO wharf_api;
 
@@ -788,8 +1037,6 @@ REVOKE ALL ON FUNCTION wharf.pool_running(wanted_pool text) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.pool_running(wanted_pool text) TO wharf_api;
 
 REVOKE ALL ON FUNCTION wharf.refuse_change() FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION wharf.require_operator() FROM PUBLIC;
 
 GRANT SELECT ON TABLE wharf.models TO wharf_api;
 GRANT SELECT,INSERT ON TABLE wharf.models TO wharf_worker;
@@ -805,43 +1052,72 @@ GRANT SELECT ON TABLE wharf.pools TO wharf_relay;
 REVOKE ALL ON FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) TO wharf_api;
 
+GRANT SELECT,DELETE,UPDATE ON TABLE wharf.suspects TO wharf_cleanup;
+
+REVOKE ALL ON FUNCTION wharf.suspect(gone_sha256 bytea, gone_at timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.suspect_deleted() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.suspect_removed() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) TO wharf_api;
 
+GRANT SELECT ON TABLE wharf.cleanup_runs TO wharf_api;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.cleanup_runs TO wharf_cleanup;
+
 GRANT SELECT,INSERT ON TABLE wharf.files TO wharf_api;
+GRANT DELETE ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT SELECT(id) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT SELECT(sha256) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT SELECT(size) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT UPDATE(expires_at) ON TABLE wharf.files TO wharf_api;
+GRANT SELECT(expires_at),UPDATE(expires_at) ON TABLE wharf.files TO wharf_cleanup;
 
 GRANT UPDATE(deleted_at) ON TABLE wharf.files TO wharf_api;
+GRANT SELECT(deleted_at) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT UPDATE(pinned) ON TABLE wharf.files TO wharf_api;
+GRANT SELECT(pinned) ON TABLE wharf.files TO wharf_cleanup;
 
 GRANT SELECT,INSERT ON TABLE wharf.idempotency_keys TO wharf_api;
+GRANT DELETE ON TABLE wharf.idempotency_keys TO wharf_cleanup;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.idempotency_keys TO wharf_cleanup;
+
+GRANT SELECT(key) ON TABLE wharf.idempotency_keys TO wharf_cleanup;
 
 GRANT UPDATE(status) ON TABLE wharf.idempotency_keys TO wharf_api;
 
 GRANT UPDATE(resource) ON TABLE wharf.idempotency_keys TO wharf_api;
+
+GRANT SELECT(created_at) ON TABLE wharf.idempotency_keys TO wharf_cleanup;
 
 GRANT SELECT ON TABLE wharf.installation TO wharf_api;
 GRANT SELECT ON TABLE wharf.installation TO wharf_worker;
 GRANT SELECT ON TABLE wharf.installation TO wharf_relay;
 GRANT SELECT ON TABLE wharf.installation TO wharf_cleanup;
 
-GRANT SELECT,INSERT ON TABLE wharf.jobs TO wharf_api;
-GRANT SELECT ON TABLE wharf.jobs TO wharf_worker;
-GRANT SELECT ON TABLE wharf.jobs TO wharf_relay;
+GRANT UPDATE(checkpoint) ON TABLE wharf.installation TO wharf_cleanup;
 
-GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_api;
-GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_worker;
-GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_relay;
+GRANT UPDATE(checkpoint_next) ON TABLE wharf.installation TO wharf_cleanup;
 
-GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_api;
-GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_worker;
-GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_relay;
+GRANT UPDATE(fingerprint) ON TABLE wharf.installation TO wharf_cleanup;
 
-GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_api;
-GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_worker;
-GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_relay;
+GRANT UPDATE(sweep_off_since) ON TABLE wharf.installation TO wharf_cleanup;
 
-GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_api;
-GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_worker;
-GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_relay;
+GRANT UPDATE(sweep_off_reason) ON TABLE wharf.installation TO wharf_cleanup;
+
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_api;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_worker;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_relay;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_cleanup;
 
 GRANT SELECT ON TABLE wharf.relays TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
@@ -851,6 +1127,9 @@ GRANT SELECT,INSERT,DELETE ON TABLE wharf.released TO wharf_worker;
 
 GRANT SELECT ON TABLE wharf.results TO wharf_api;
 GRANT INSERT ON TABLE wharf.results TO wharf_worker;
+GRANT DELETE ON TABLE wharf.results TO wharf_cleanup;
+
+GRANT SELECT(task_id) ON TABLE wharf.results TO wharf_cleanup;
 
 GRANT SELECT ON TABLE wharf.workers TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.workers TO wharf_worker;

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import AwareDatetime
 
-from broker import paging
+from broker import paging, problems
 from broker.access import Admin
 from broker.answers import answer
 from broker.service import ServiceDep
@@ -17,7 +17,7 @@ from custody.wire import ReceiptPage
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
 
-@router.get("", response_model=ReceiptPage)
+@router.get("", response_model=ReceiptPage, responses=problems.answers(*problems.KEYED, "forbidden", "invalid_request"))
 async def list_receipts(
     request: Request,
     service: ServiceDep,

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from broker import problems
 from broker.access import Admin, Reader
 from broker.answers import answer
 from broker.service import ServiceDep
@@ -15,7 +16,7 @@ from custody.wire import Model, ModelList
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", response_model=ModelList)
+@router.get("", response_model=ModelList, responses=problems.answers(*problems.KEYED))
 async def list_models(request: Request, service: ServiceDep, principal: Reader) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
         listed = await models.list_models(transaction)
@@ -23,7 +24,7 @@ async def list_models(request: Request, service: ServiceDep, principal: Reader) 
     return answer(ModelList(items=listed))
 
 
-@router.get("/{name}", response_model=Model)
+@router.get("/{name}", response_model=Model, responses=problems.answers(*problems.KEYED, "not_found"))
 async def get(request: Request, service: ServiceDep, principal: Reader, name: str) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
         found = await models.list_models(transaction, _storable(name))
@@ -33,7 +34,11 @@ async def get(request: Request, service: ServiceDep, principal: Reader, name: st
     return answer(found[0])
 
 
-@router.post("/{name}/retire", response_model=Model)
+@router.post(
+    "/{name}/retire",
+    response_model=Model,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found", "invalid_request"),
+)
 async def retire(
     request: Request,
     service: ServiceDep,

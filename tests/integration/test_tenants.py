@@ -21,11 +21,11 @@ pytestmark = pytest.mark.postgres
 
 PROCESS_ROLES = ["wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup"]
 WALLED = ["api_keys", "audit", "audit_objects", "files", "idempotency_keys", "jobs", "results", "tasks", "tenants"]
-SHARED = ["blobs", "installation", "migrations", "models", "pools", "relays", "workers"]
+SHARED = ["blobs", "cleanup_runs", "installation", "migrations", "models", "pools", "relays", "workers"]
 """Tables that hold nothing of a tenant."""
 
-OUT_OF_REACH = ("released",)
-"""What the API has no right to: only the fleet's processes read and write it."""
+OUT_OF_REACH = ("released", "suspects")
+"""What the API has no right to: only the fleet's processes, and the cleanup, read and write it."""
 
 CHANGES = {
     "api_keys": "revoked_at = now()",
@@ -231,7 +231,8 @@ async def test_the_tenant_of_a_transaction_ends_with_it(domain, acme):
         "UPDATE wharf.installation SET volume_id = gen_random_uuid()",
         "INSERT INTO wharf.models (name, version, digest, path, task, classes, input_width, input_height)"
         " VALUES ('mine', 1, sha256('x'), 'x', 'detect', '[]', 1, 1)",
-        "SELECT version FROM wharf.migrations",
+        "SELECT checksum FROM wharf.migrations",
+        "DELETE FROM wharf.migrations",
         "UPDATE wharf.audit SET outcome = 'done'",
         "DELETE FROM wharf.audit",
         "SELECT wharf.forget_receipts(365, 1)",
