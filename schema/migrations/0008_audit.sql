@@ -3,7 +3,7 @@
 -- The least UUIDv7 of this moment: receipts are found, ordered and forgotten by the time in their ids.
 CREATE FUNCTION wharf.first_id_at(moment timestamptz) RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (lpad(to_hex(floor(extract(epoch FROM moment) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid;
+    RETURN (lpad(to_hex(greatest(floor(extract(epoch FROM moment) * 1000)::bigint, 0)), 12, '0') || repeat('0', 20))::uuid;
 
 -- One row for each request that did or read something. No foreign keys: a receipt outlives what it speaks of.
 -- `files` and `sha256` in the same order; `names` of models, pools and tenants. `details` holds no names of files.

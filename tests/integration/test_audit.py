@@ -172,6 +172,7 @@ async def test_the_cleanup_alone_forgets_and_only_what_is_old(domain, acme, glob
         await record(domain, tenant, jobs=[FILE], keys=[KEY])
         for days in (29, 31, 40, 400):
             old(domain, tenant, days)
+    assert forget(domain, days=36500, limit=10) == 0  # a time before 1970
     assert forget(domain, days=365, limit=10) == 2
     assert forget(domain, days=365, limit=10) == 0
     assert forget(domain, days=0, limit=3) == 3  # as if 30 were asked for
