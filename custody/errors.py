@@ -46,6 +46,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         # The service
         "internal_error": Kind(500, "Something broke on our side", retryable=True),
         "database_unavailable": Kind(503, "The database does not answer", retryable=True),
+        "audit_unavailable": Kind(503, "The receipt cannot be written", retryable=True),
         "volume_unavailable": Kind(503, "The volume does not answer", retryable=True),
         "volume_full": Kind(507, "The volume has no room left", retryable=True),
         "pool_backlog_full": Kind(503, "Too much waits for this model already", retryable=True),

@@ -102,12 +102,14 @@ class Files:
         )
         return [_file(row) for row in await found.fetchall()]
 
-    async def delete(self, transaction: Transaction, file_id: UUID) -> bool:
-        """The tenant lets go of the file. Its bytes stay while anything else, a running task say, refers to them."""
-        changed = await transaction.execute(
-            f"UPDATE wharf.files SET deleted_at = now() WHERE id = %s AND {LIVE}", [file_id]
+    async def delete(self, transaction: Transaction, file_id: UUID) -> File | None:
+        """The tenant lets go of the file, if it has it. Its bytes stay while anything else, a running task say, refers
+        to them."""
+        found = await transaction.execute(
+            f"UPDATE wharf.files SET deleted_at = now() WHERE id = %s AND {LIVE} RETURNING {COLUMNS}", [file_id]
         )
-        return changed.rowcount == 1
+        row = await found.fetchone()
+        return None if row is None else _file(row)
 
     async def hold(self, transaction: Transaction, inputs: Sequence[JobInput]) -> list[File]:
         """The files that a job's inputs name, their bytes held until the transaction ends.

@@ -439,6 +439,37 @@ class KeyRequest(Wire):
     )
 
 
+class Outcome(StrEnum):
+    DONE = "done"
+    REPLAYED = "replayed"
+
+
+class ReceiptFile(Wire):
+    id: UUID | None = Field(description="null where it was asked for by its SHA-256")
+    sha256: str | None
+
+
+class Receipt(Wire):
+    """That somebody did or read something. `action` is `noun.deed`; later releases may add some."""
+
+    id: UUID
+    at: datetime
+    key_id: UUID = Field(description="Of the key that asked; GET /v1/keys names it")
+    request_id: str
+    action: str
+    outcome: Outcome = Field(description="replayed: an Idempotency-Key was sent again, and nothing done")
+    files: list[ReceiptFile]
+    jobs: list[UUID]
+    keys: list[UUID] = Field(description="That were created or revoked")
+    names: list[str] = Field(description="Of models, pools or tenants")
+    details: dict[str, Any]
+
+
+class ReceiptPage(Wire):
+    items: list[Receipt]
+    next_cursor: str | None
+
+
 class Problem(Wire):
     """RFC 9457 problem details. `code` is stable; `detail` says what happened and what to do next."""
 

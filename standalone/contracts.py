@@ -27,6 +27,7 @@ from broker.readiness import Readiness
 from broker.relay.settings import RelaySettings
 from broker.service import Service
 from broker.settings import BrokerSettings
+from custody.audit import Audit
 from custody.database import Database
 from custody.files import Files
 from custody.jobs import Jobs
@@ -78,6 +79,7 @@ async def _openapi() -> str:
         files=Files(volume),
         jobs=Jobs(),
         tasks=Tasks(),
+        audit=Audit(settings.audit_reads),
         backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
         notices=Notices("", name="contracts"),
         probe=Prober(settings.max_pixels),

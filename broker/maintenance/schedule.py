@@ -140,6 +140,7 @@ def _rules(
         retention=Retention(
             files=timedelta(days=settings.file_retention_days), jobs=timedelta(days=settings.job_retention_days)
         ),
+        receipt_days=settings.audit_retention_days,
         grace=None if without_grace else timedelta(seconds=settings.cleanup_grace_seconds),
         staging=timedelta(hours=settings.staging_hours),
         orphan_fraction=settings.max_orphan_fraction,
