@@ -32,6 +32,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "idempotency_conflict": Kind(409, "The idempotency key was used for another request"),
         "not_found": Kind(404, "Nothing here by that name"),
         "method_not_allowed": Kind(405, "The method does not fit this address"),
+        "file_corrupt": Kind(410, "The file's bytes are damaged"),
         "gone": Kind(410, "What this key created has been deleted since"),
         "model_not_found": Kind(422, "No active model by that name"),
         "tenant_backlog_full": Kind(429, "Too much of yours waits for this model already", retryable=True),

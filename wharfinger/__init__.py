@@ -3,6 +3,7 @@
 from custody.wire import (
     Box,
     Detection,
+    EngineReference,
     File,
     InputError,
     InputResult,
@@ -57,6 +58,7 @@ __all__ = [
     "ConflictError",
     "Detection",
     "DrawingError",
+    "EngineReference",
     "File",
     "FileChangedError",
     "InputError",
