@@ -12,7 +12,7 @@ from custody.ids import new_id
 from custody.volume import Staged, Volume
 from custody.wire import File, JobInput
 
-LIVE = "deleted_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+LIVE = "deleted_at IS NULL AND (pinned OR expires_at IS NULL OR expires_at > now())"
 COLUMNS = "id, sha256, size, media_type, width, height, orientation, filename, created_at, expires_at"
 
 

@@ -40,6 +40,10 @@ CREATE TABLE wharf.tenants (
     name text NOT NULL,
     operator boolean DEFAULT false NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    file_retention interval,
+    job_retention interval,
+    CONSTRAINT tenants_file_retention_check CHECK ((file_retention > '00:00:00'::interval)),
+    CONSTRAINT tenants_job_retention_check CHECK ((job_retention > '00:00:00'::interval)),
     CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text))
 );
 
@@ -67,9 +71,13 @@ CREATE TABLE wharf.blobs (
     size bigint NOT NULL,
     state text DEFAULT 'deleting'::text NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    fault text,
+    verified_at timestamp with time zone,
+    CONSTRAINT blobs_fault_check CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
+    CONSTRAINT blobs_fault_told CHECK (((state <> 'quarantined'::text) OR (fault IS NOT NULL))),
     CONSTRAINT blobs_sha256_check CHECK ((octet_length(sha256) = 32)),
     CONSTRAINT blobs_size_check CHECK ((size > 0)),
-    CONSTRAINT blobs_state_check CHECK ((state = ANY (ARRAY['present'::text, 'deleting'::text])))
+    CONSTRAINT blobs_state_check CHECK ((state = ANY (ARRAY['present'::text, 'deleting'::text, 'quarantined'::text])))
 );
 
 ALTER TABLE wharf.blobs OWNER TO wharf_owner;
@@ -78,7 +86,7 @@ CREATE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     BEGIN ATOMIC
- UPDATE wharf.blobs SET state = 'present'::text
+ UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text
    WHERE (blobs.sha256 = blob_present.wanted_sha256);
 END;
 
@@ -263,6 +271,56 @@ END;
 
 ALTER FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) OWNER TO wharf_owner;
 
+CREATE TABLE wharf.suspects (
+    sha256 bytea NOT NULL,
+    since timestamp with time zone DEFAULT now() NOT NULL,
+    look_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY wharf.suspects FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.suspects OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.suspect(gone_sha256 bytea, gone_at timestamp with time zone) RETURNS void
+    LANGUAGE sql
+    SET search_path TO ''
+    BEGIN ATOMIC
+ INSERT INTO wharf.suspects AS s (sha256, since)
+   VALUES (suspect.gone_sha256, suspect.gone_at) ON CONFLICT(sha256) DO UPDATE SET since =
+         CASE
+             WHEN (s.since = '-infinity'::timestamp with time zone) THEN s.since
+             ELSE GREATEST(s.since, excluded.since)
+         END;
+END;
+
+ALTER FUNCTION wharf.suspect(gone_sha256 bytea, gone_at timestamp with time zone) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.suspect_deleted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    PERFORM wharf.suspect(NEW.sha256, NEW.deleted_at);
+    RETURN NULL;
+END
+$$;
+
+ALTER FUNCTION wharf.suspect_deleted() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.suspect_removed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    PERFORM wharf.suspect(gone.sha256, gone.at) FROM (
+        SELECT r.sha256, max(coalesce(r.deleted_at, now())) AS at FROM removed r GROUP BY r.sha256 ORDER BY r.sha256
+    ) gone;
+    RETURN NULL;
+END
+$$;
+
+ALTER FUNCTION wharf.suspect_removed() OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) RETURNS text
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
@@ -273,6 +331,30 @@ CREATE FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) RETURNS
 END;
 
 ALTER FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) OWNER TO wharf_owner;
+
+CREATE TABLE wharf.cleanup_runs (
+    id uuid NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    stopped text,
+    without_grace boolean NOT NULL,
+    expired_files bigint DEFAULT 0 NOT NULL,
+    expired_jobs bigint DEFAULT 0 NOT NULL,
+    removed_blobs bigint DEFAULT 0 NOT NULL,
+    freed_bytes bigint DEFAULT 0 NOT NULL,
+    staging bigint DEFAULT 0 NOT NULL,
+    orphans bigint DEFAULT 0 NOT NULL,
+    missing bigint DEFAULT 0 NOT NULL,
+    errors bigint DEFAULT 0 NOT NULL,
+    first_errors jsonb DEFAULT '[]'::jsonb NOT NULL,
+    swept_to integer,
+    CONSTRAINT cleanup_runs_check CHECK (((stopped IS NULL) OR (stopped = 'killed'::text) OR (ended_at IS NOT NULL))),
+    CONSTRAINT cleanup_runs_first_errors_check CHECK ((jsonb_typeof(first_errors) = 'array'::text)),
+    CONSTRAINT cleanup_runs_stopped_check CHECK ((stopped = ANY (ARRAY['done'::text, 'time'::text, 'error'::text, 'killed'::text]))),
+    CONSTRAINT cleanup_runs_swept_to_check CHECK (((swept_to >= 0) AND (swept_to <= 4096)))
+);
+
+ALTER TABLE wharf.cleanup_runs OWNER TO wharf_owner;
 
 CREATE TABLE wharf.files (
     id uuid NOT NULL,
@@ -285,8 +367,9 @@ CREATE TABLE wharf.files (
     orientation smallint DEFAULT 1 NOT NULL,
     filename text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    expires_at timestamp with time zone,
+    expires_at timestamp with time zone DEFAULT (now() + '30 days'::interval),
     deleted_at timestamp with time zone,
+    pinned boolean DEFAULT false NOT NULL,
     CONSTRAINT files_filename_check CHECK (((length(filename) >= 1) AND (length(filename) <= 255))),
     CONSTRAINT files_height_check CHECK ((height > 0)),
     CONSTRAINT files_orientation_check CHECK (((orientation >= 1) AND (orientation <= 8))),
@@ -317,7 +400,13 @@ CREATE TABLE wharf.installation (
     only_row boolean DEFAULT true NOT NULL,
     volume_id uuid NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT installation_only_row_check CHECK (only_row)
+    checkpoint uuid,
+    checkpoint_next uuid,
+    fingerprint text,
+    sweep_off_since timestamp with time zone,
+    sweep_off_reason text,
+    CONSTRAINT installation_only_row_check CHECK (only_row),
+    CONSTRAINT sweep_off_told CHECK (((sweep_off_since IS NULL) = (sweep_off_reason IS NULL)))
 );
 
 ALTER TABLE wharf.installation OWNER TO wharf_owner;
@@ -423,6 +512,9 @@ ALTER TABLE ONLY wharf.api_keys
 ALTER TABLE ONLY wharf.blobs
     ADD CONSTRAINT blobs_pkey PRIMARY KEY (sha256);
 
+ALTER TABLE ONLY wharf.cleanup_runs
+    ADD CONSTRAINT cleanup_runs_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY wharf.files
     ADD CONSTRAINT files_pkey PRIMARY KEY (id);
 
@@ -459,6 +551,9 @@ ALTER TABLE ONLY wharf.released
 ALTER TABLE ONLY wharf.results
     ADD CONSTRAINT results_pkey PRIMARY KEY (task_id);
 
+ALTER TABLE ONLY wharf.suspects
+    ADD CONSTRAINT suspects_pkey PRIMARY KEY (sha256);
+
 ALTER TABLE ONLY wharf.tasks
     ADD CONSTRAINT tasks_id_tenant_id_key UNIQUE (id, tenant_id);
 
@@ -479,17 +574,37 @@ ALTER TABLE ONLY wharf.workers
 
 CREATE INDEX api_keys_by_tenant ON wharf.api_keys USING btree (tenant_id, id);
 
+CREATE INDEX blobs_deleting ON wharf.blobs USING btree (sha256) WHERE (state = 'deleting'::text);
+
+CREATE INDEX cleanup_runs_sweeping ON wharf.cleanup_runs USING btree (id) WHERE (swept_to IS NOT NULL);
+
+CREATE INDEX cleanup_runs_unfinished ON wharf.cleanup_runs USING btree (id) WHERE (stopped IS NULL);
+
 CREATE INDEX files_by_content ON wharf.files USING btree (sha256, tenant_id) WHERE (deleted_at IS NULL);
 
 CREATE INDEX files_by_tenant ON wharf.files USING btree (tenant_id, id) WHERE (deleted_at IS NULL);
+
+CREATE INDEX files_deleted ON wharf.files USING btree (id) WHERE (deleted_at IS NOT NULL);
+
+CREATE INDEX files_expiring ON wharf.files USING btree (expires_at, id) WHERE ((deleted_at IS NULL) AND (NOT pinned));
+
+CREATE INDEX files_of_blob ON wharf.files USING btree (sha256);
+
+CREATE INDEX files_undated ON wharf.files USING btree (id) WHERE ((expires_at IS NULL) AND (deleted_at IS NULL) AND (NOT pinned));
+
+CREATE INDEX idempotency_keys_by_age ON wharf.idempotency_keys USING btree (created_at);
 
 CREATE INDEX jobs_by_tenant ON wharf.jobs USING btree (tenant_id, id);
 
 CREATE INDEX jobs_deadlines ON wharf.jobs USING btree (expires_at) WHERE ((state = 'open'::text) AND (expires_at IS NOT NULL));
 
+CREATE INDEX jobs_ended ON wharf.jobs USING btree (tenant_id, finished_at, id) WHERE (state <> 'open'::text);
+
 CREATE INDEX jobs_not_frozen ON wharf.jobs USING btree (id) WHERE ((state <> 'open'::text) AND (done IS NULL));
 
 CREATE INDEX jobs_open ON wharf.jobs USING btree (id) WHERE (state = 'open'::text);
+
+CREATE INDEX suspects_by_time ON wharf.suspects USING btree (look_at, sha256);
 
 CREATE INDEX tasks_by_worker ON wharf.tasks USING btree (worker) WHERE (state = 'running'::text);
 
@@ -500,6 +615,10 @@ CREATE INDEX tasks_leases ON wharf.tasks USING btree (lease_until) WHERE (state 
 CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 
 CREATE INDEX tasks_ready ON wharf.tasks USING btree (pool, class, tenant_id, id) WHERE (state = 'queued'::text);
+
+CREATE TRIGGER suspect_deleted AFTER UPDATE OF deleted_at ON wharf.files FOR EACH ROW WHEN (((old.deleted_at IS NULL) AND (new.deleted_at IS NOT NULL))) EXECUTE FUNCTION wharf.suspect_deleted();
+
+CREATE TRIGGER suspect_removed AFTER DELETE ON wharf.files REFERENCING OLD TABLE AS removed FOR EACH STATEMENT EXECUTE FUNCTION wharf.suspect_removed();
 
 ALTER TABLE ONLY wharf.api_keys
     ADD CONSTRAINT api_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
@@ -541,6 +660,22 @@ CREATE POLICY api_own ON wharf.tasks TO wharf_api USING ((tenant_id = ( SELECT w
 
 CREATE POLICY api_own ON wharf.tenants FOR SELECT TO wharf_api USING ((id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
+CREATE POLICY api_retention ON wharf.tenants FOR UPDATE TO wharf_api USING ((id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY cleanup_all ON wharf.files TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.idempotency_keys TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.jobs TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.results TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.suspects TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_all ON wharf.tasks TO wharf_cleanup USING (true) WITH CHECK (true);
+
+CREATE POLICY cleanup_sees ON wharf.tenants FOR SELECT TO wharf_cleanup USING (true);
+
 ALTER TABLE wharf.files ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY fleet_all ON wharf.released TO wharf_worker, wharf_relay USING (true) WITH CHECK (true);
@@ -561,6 +696,8 @@ CREATE POLICY owner_all ON wharf.released TO wharf_owner USING (true) WITH CHECK
 
 CREATE POLICY owner_all ON wharf.results TO wharf_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner_all ON wharf.suspects TO wharf_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner_all ON wharf.tasks TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.tenants TO wharf_owner USING (true) WITH CHECK (true);
@@ -572,6 +709,8 @@ CREATE POLICY relay_all ON wharf.tasks TO wharf_relay USING (true) WITH CHECK (t
 ALTER TABLE wharf.released ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.results ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.suspects ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.tasks ENABLE ROW LEVEL SECURITY;
 
@@ -604,8 +743,24 @@ GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE wharf.api_keys TO wharf_api
 
 GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
 
+GRANT SELECT(id) ON TABLE wharf.tenants TO wharf_cleanup;
+
+GRANT UPDATE(file_retention) ON TABLE wharf.tenants TO wharf_api;
+GRANT SELECT(file_retention) ON TABLE wharf.tenants TO wharf_cleanup;
+
+GRANT UPDATE(job_retention) ON TABLE wharf.tenants TO wharf_api;
+GRANT SELECT(job_retention) ON TABLE wharf.tenants TO wharf_cleanup;
+
 REVOKE ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) TO wharf_api;
+
+GRANT SELECT,INSERT,DELETE ON TABLE wharf.blobs TO wharf_cleanup;
+
+GRANT UPDATE(state) ON TABLE wharf.blobs TO wharf_cleanup;
+
+GRANT UPDATE(fault) ON TABLE wharf.blobs TO wharf_cleanup;
+
+GRANT UPDATE(verified_at) ON TABLE wharf.blobs TO wharf_cleanup;
 
 REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
@@ -619,10 +774,20 @@ GRANT ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) TO wharf_
 GRANT SELECT,INSERT ON TABLE wharf.tasks TO wharf_api;
 GRANT SELECT ON TABLE wharf.tasks TO wharf_worker;
 GRANT SELECT ON TABLE wharf.tasks TO wharf_relay;
+GRANT DELETE ON TABLE wharf.tasks TO wharf_cleanup;
+
+GRANT SELECT(id) ON TABLE wharf.tasks TO wharf_cleanup;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.tasks TO wharf_cleanup;
+
+GRANT SELECT(job_id) ON TABLE wharf.tasks TO wharf_cleanup;
+
+GRANT SELECT(sha256) ON TABLE wharf.tasks TO wharf_cleanup;
 
 GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_api;
 GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(state) ON TABLE wharf.tasks TO wharf_relay;
+GRANT SELECT(state) ON TABLE wharf.tasks TO wharf_cleanup;
 
 GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(not_before) ON TABLE wharf.tasks TO wharf_relay;
@@ -673,31 +838,83 @@ GRANT SELECT ON TABLE wharf.pools TO wharf_relay;
 REVOKE ALL ON FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.set_pool_state(wanted_pool text, wanted_state text) TO wharf_api;
 
+GRANT SELECT,DELETE,UPDATE ON TABLE wharf.suspects TO wharf_cleanup;
+
+REVOKE ALL ON FUNCTION wharf.suspect(gone_sha256 bytea, gone_at timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.suspect_deleted() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.suspect_removed() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) TO wharf_api;
 
+GRANT SELECT ON TABLE wharf.cleanup_runs TO wharf_api;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.cleanup_runs TO wharf_cleanup;
+
 GRANT SELECT,INSERT ON TABLE wharf.files TO wharf_api;
+GRANT DELETE ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT SELECT(id) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT SELECT(sha256) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT SELECT(size) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT UPDATE(expires_at) ON TABLE wharf.files TO wharf_api;
+GRANT SELECT(expires_at),UPDATE(expires_at) ON TABLE wharf.files TO wharf_cleanup;
 
 GRANT UPDATE(deleted_at) ON TABLE wharf.files TO wharf_api;
+GRANT SELECT(deleted_at) ON TABLE wharf.files TO wharf_cleanup;
+
+GRANT UPDATE(pinned) ON TABLE wharf.files TO wharf_api;
+GRANT SELECT(pinned) ON TABLE wharf.files TO wharf_cleanup;
 
 GRANT SELECT,INSERT ON TABLE wharf.idempotency_keys TO wharf_api;
+GRANT DELETE ON TABLE wharf.idempotency_keys TO wharf_cleanup;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.idempotency_keys TO wharf_cleanup;
+
+GRANT SELECT(key) ON TABLE wharf.idempotency_keys TO wharf_cleanup;
 
 GRANT UPDATE(status) ON TABLE wharf.idempotency_keys TO wharf_api;
 
 GRANT UPDATE(resource) ON TABLE wharf.idempotency_keys TO wharf_api;
+
+GRANT SELECT(created_at) ON TABLE wharf.idempotency_keys TO wharf_cleanup;
 
 GRANT SELECT ON TABLE wharf.installation TO wharf_api;
 GRANT SELECT ON TABLE wharf.installation TO wharf_worker;
 GRANT SELECT ON TABLE wharf.installation TO wharf_relay;
 GRANT SELECT ON TABLE wharf.installation TO wharf_cleanup;
 
+GRANT UPDATE(checkpoint) ON TABLE wharf.installation TO wharf_cleanup;
+
+GRANT UPDATE(checkpoint_next) ON TABLE wharf.installation TO wharf_cleanup;
+
+GRANT UPDATE(fingerprint) ON TABLE wharf.installation TO wharf_cleanup;
+
+GRANT UPDATE(sweep_off_since) ON TABLE wharf.installation TO wharf_cleanup;
+
+GRANT UPDATE(sweep_off_reason) ON TABLE wharf.installation TO wharf_cleanup;
+
 GRANT SELECT,INSERT ON TABLE wharf.jobs TO wharf_api;
 GRANT SELECT ON TABLE wharf.jobs TO wharf_worker;
 GRANT SELECT ON TABLE wharf.jobs TO wharf_relay;
+GRANT DELETE ON TABLE wharf.jobs TO wharf_cleanup;
+
+GRANT SELECT(id) ON TABLE wharf.jobs TO wharf_cleanup;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.jobs TO wharf_cleanup;
+
+GRANT SELECT(total) ON TABLE wharf.jobs TO wharf_cleanup;
 
 GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_api;
 GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_worker;
 GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_relay;
+GRANT SELECT(state) ON TABLE wharf.jobs TO wharf_cleanup;
 
 GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_api;
 GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_worker;
@@ -710,6 +927,7 @@ GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_relay;
 GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_api;
 GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_worker;
 GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_relay;
+GRANT SELECT(finished_at) ON TABLE wharf.jobs TO wharf_cleanup;
 
 GRANT SELECT ON TABLE wharf.relays TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
@@ -719,6 +937,9 @@ GRANT SELECT,INSERT,DELETE ON TABLE wharf.released TO wharf_worker;
 
 GRANT SELECT ON TABLE wharf.results TO wharf_api;
 GRANT INSERT ON TABLE wharf.results TO wharf_worker;
+GRANT DELETE ON TABLE wharf.results TO wharf_cleanup;
+
+GRANT SELECT(task_id) ON TABLE wharf.results TO wharf_cleanup;
 
 GRANT SELECT ON TABLE wharf.workers TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.workers TO wharf_worker;

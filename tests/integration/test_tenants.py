@@ -20,11 +20,11 @@ pytestmark = pytest.mark.postgres
 
 PROCESS_ROLES = ["wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup"]
 WALLED = ["api_keys", "files", "idempotency_keys", "jobs", "results", "tasks", "tenants"]
-SHARED = ["blobs", "installation", "migrations", "models", "pools", "relays", "workers"]
+SHARED = ["blobs", "cleanup_runs", "installation", "migrations", "models", "pools", "relays", "workers"]
 """Tables that hold nothing of a tenant."""
 
-OUT_OF_REACH = ("released",)
-"""What the API has no right to: only the fleet's processes read and write it."""
+OUT_OF_REACH = ("released", "suspects")
+"""What the API has no right to: only the fleet's processes, and the cleanup, read and write it."""
 
 CHANGES = {
     "api_keys": "revoked_at = now()",

@@ -1,0 +1,147 @@
+-- Custody: how long things are kept, how bytes that nobody refers to go, and what is known of damaged ones.
+
+-- NULL: as the settings say (WHARF_FILE_RETENTION_DAYS, WHARF_JOB_RETENTION_DAYS).
+ALTER TABLE wharf.tenants
+    ADD COLUMN file_retention interval CHECK (file_retention > interval '0'),
+    ADD COLUMN job_retention interval CHECK (job_retention > interval '0');
+CREATE POLICY api_retention ON wharf.tenants FOR UPDATE TO wharf_api
+    USING (id = (SELECT wharf.current_tenant())) WITH CHECK (id = (SELECT wharf.current_tenant()));
+GRANT UPDATE (file_retention, job_retention) ON wharf.tenants TO wharf_api;
+
+-- `pinned`: kept whatever `expires_at` says. The default is for processes of the release before, which name no time.
+ALTER TABLE wharf.files
+    ADD COLUMN pinned boolean NOT NULL DEFAULT false,
+    ALTER COLUMN expires_at SET DEFAULT now() + interval '30 days';
+CREATE INDEX files_undated ON wharf.files (id) WHERE expires_at IS NULL AND deleted_at IS NULL AND NOT pinned;
+CREATE INDEX files_expiring ON wharf.files (expires_at, id) WHERE deleted_at IS NULL AND NOT pinned;
+CREATE INDEX files_deleted ON wharf.files (id) WHERE deleted_at IS NOT NULL;
+CREATE INDEX files_of_blob ON wharf.files (sha256);    -- every row: the foreign key looks here when a blob goes
+GRANT UPDATE (expires_at, pinned) ON wharf.files TO wharf_api;
+
+CREATE INDEX jobs_ended ON wharf.jobs (tenant_id, finished_at, id) WHERE state <> 'open';
+CREATE INDEX idempotency_keys_by_age ON wharf.idempotency_keys (created_at);
+
+-- `quarantined`: its bytes are damaged or gone (`fault`), and no new reference to it is made until an upload of the
+-- same bytes has put them in place again. `verified_at`: when they were last read and found right.
+ALTER TABLE wharf.blobs
+    ADD COLUMN fault text CHECK (fault IN ('corrupt', 'missing')),
+    ADD COLUMN verified_at timestamptz,
+    DROP CONSTRAINT blobs_state_check,
+    ADD CONSTRAINT blobs_state_check CHECK (state IN ('present', 'deleting', 'quarantined')),
+    ADD CONSTRAINT blobs_fault_told CHECK (state <> 'quarantined' OR fault IS NOT NULL);
+CREATE INDEX blobs_deleting ON wharf.blobs (sha256) WHERE state = 'deleting';
+
+CREATE OR REPLACE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = ''
+    BEGIN ATOMIC
+        UPDATE wharf.blobs SET state = 'present', fault = NULL WHERE sha256 = wanted_sha256;
+    END;
+
+-- Bytes that may have lost their last reference, at `since`: '-infinity' where they shall go without grace. `look_at`:
+-- not to be looked at before. Whoever lets go of bytes is seen by the triggers below, whatever its release.
+CREATE TABLE wharf.suspects (
+    sha256  bytea PRIMARY KEY,
+    since   timestamptz NOT NULL DEFAULT now(),
+    look_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX suspects_by_time ON wharf.suspects (look_at, sha256);
+ALTER TABLE wharf.suspects ENABLE ROW LEVEL SECURITY;
+ALTER TABLE wharf.suspects FORCE ROW LEVEL SECURITY;
+CREATE POLICY owner_all ON wharf.suspects TO wharf_owner USING (true) WITH CHECK (true);
+CREATE POLICY cleanup_all ON wharf.suspects TO wharf_cleanup USING (true) WITH CHECK (true);
+
+-- No DO NOTHING: that would count a row which a cleanup is about to take away. DO UPDATE waits for the cleanup's end.
+CREATE FUNCTION wharf.suspect(gone_sha256 bytea, gone_at timestamptz) RETURNS void
+    LANGUAGE sql SET search_path = ''
+    BEGIN ATOMIC
+        INSERT INTO wharf.suspects AS s (sha256, since) VALUES (gone_sha256, gone_at)
+        ON CONFLICT (sha256) DO UPDATE SET since =
+            CASE WHEN s.since = '-infinity' THEN s.since ELSE greatest(s.since, excluded.since) END;
+    END;
+
+CREATE FUNCTION wharf.suspect_deleted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    PERFORM wharf.suspect(NEW.sha256, NEW.deleted_at);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER suspect_deleted AFTER UPDATE OF deleted_at ON wharf.files
+    FOR EACH ROW WHEN (OLD.deleted_at IS NULL AND NEW.deleted_at IS NOT NULL)
+    EXECUTE FUNCTION wharf.suspect_deleted();
+
+-- In sha256 order, so that two of them never wait in a circle.
+CREATE FUNCTION wharf.suspect_removed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    PERFORM wharf.suspect(gone.sha256, gone.at) FROM (
+        SELECT r.sha256, max(coalesce(r.deleted_at, now())) AS at FROM removed r GROUP BY r.sha256 ORDER BY r.sha256
+    ) gone;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER suspect_removed AFTER DELETE ON wharf.files REFERENCING OLD TABLE AS removed
+    FOR EACH STATEMENT EXECUTE FUNCTION wharf.suspect_removed();
+REVOKE ALL ON FUNCTION wharf.suspect, wharf.suspect_deleted, wharf.suspect_removed FROM PUBLIC;
+
+-- What was let go of before there was a list of it.
+INSERT INTO wharf.suspects (sha256)
+    SELECT b.sha256 FROM wharf.blobs b
+    WHERE NOT EXISTS (SELECT FROM wharf.files f WHERE f.sha256 = b.sha256 AND f.deleted_at IS NULL);
+
+-- The history of cleanups. `stopped` is NULL while one runs; `killed` is written by the one that finds it so.
+-- `swept_to`: how many of the volume's 4,096 folders the orphan sweep has seen, NULL where none was begun.
+CREATE TABLE wharf.cleanup_runs (
+    id            uuid PRIMARY KEY,
+    started_at    timestamptz NOT NULL DEFAULT now(),
+    ended_at      timestamptz,
+    stopped       text CHECK (stopped IN ('done', 'time', 'error', 'killed')),
+    without_grace boolean NOT NULL,
+    expired_files bigint NOT NULL DEFAULT 0,
+    expired_jobs  bigint NOT NULL DEFAULT 0,
+    removed_blobs bigint NOT NULL DEFAULT 0,
+    freed_bytes   bigint NOT NULL DEFAULT 0,
+    staging       bigint NOT NULL DEFAULT 0,
+    orphans       bigint NOT NULL DEFAULT 0,
+    missing       bigint NOT NULL DEFAULT 0,
+    errors        bigint NOT NULL DEFAULT 0,
+    first_errors  jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(first_errors) = 'array'),
+    swept_to      integer CHECK (swept_to BETWEEN 0 AND 4096),
+    CHECK (stopped IS NULL OR stopped = 'killed' OR ended_at IS NOT NULL)
+);
+CREATE INDEX cleanup_runs_unfinished ON wharf.cleanup_runs (id) WHERE stopped IS NULL;
+CREATE INDEX cleanup_runs_sweeping ON wharf.cleanup_runs (id) WHERE swept_to IS NOT NULL;
+GRANT SELECT ON wharf.cleanup_runs TO wharf_api;
+
+-- Volume and database carry the same mark, changed by every cleanup: `checkpoint_next` is written first, then the
+-- volume's, then `checkpoint`. Where the volume has neither, or `fingerprint` is another database's, one of the two
+-- was put back to an older state, and no byte is taken for an orphan until an operator has accepted that.
+ALTER TABLE wharf.installation
+    ADD COLUMN checkpoint uuid,
+    ADD COLUMN checkpoint_next uuid,
+    ADD COLUMN fingerprint text,
+    ADD COLUMN sweep_off_since timestamptz,
+    ADD COLUMN sweep_off_reason text,
+    ADD CONSTRAINT sweep_off_told CHECK ((sweep_off_since IS NULL) = (sweep_off_reason IS NULL));
+GRANT UPDATE (checkpoint, checkpoint_next, fingerprint, sweep_off_since, sweep_off_reason)
+    ON wharf.installation TO wharf_cleanup;
+
+-- The cleanup sees every tenant's rows, and of them only what it needs to know.
+CREATE POLICY cleanup_sees ON wharf.tenants FOR SELECT TO wharf_cleanup USING (true);
+CREATE POLICY cleanup_all ON wharf.files TO wharf_cleanup USING (true) WITH CHECK (true);
+CREATE POLICY cleanup_all ON wharf.jobs TO wharf_cleanup USING (true) WITH CHECK (true);
+CREATE POLICY cleanup_all ON wharf.tasks TO wharf_cleanup USING (true) WITH CHECK (true);
+CREATE POLICY cleanup_all ON wharf.results TO wharf_cleanup USING (true) WITH CHECK (true);
+CREATE POLICY cleanup_all ON wharf.idempotency_keys TO wharf_cleanup USING (true) WITH CHECK (true);
+GRANT SELECT (id, file_retention, job_retention) ON wharf.tenants TO wharf_cleanup;
+GRANT SELECT (id, tenant_id, sha256, size, expires_at, deleted_at, pinned), UPDATE (expires_at), DELETE
+    ON wharf.files TO wharf_cleanup;
+GRANT SELECT (id, tenant_id, state, total, finished_at), DELETE ON wharf.jobs TO wharf_cleanup;
+GRANT SELECT (id, tenant_id, job_id, sha256, state), DELETE ON wharf.tasks TO wharf_cleanup;
+GRANT SELECT (task_id), DELETE ON wharf.results TO wharf_cleanup;
+GRANT SELECT (tenant_id, key, created_at), DELETE ON wharf.idempotency_keys TO wharf_cleanup;
+GRANT SELECT, INSERT, UPDATE (state, fault, verified_at), DELETE ON wharf.blobs TO wharf_cleanup;
+GRANT SELECT, UPDATE, DELETE ON wharf.suspects TO wharf_cleanup;
+GRANT SELECT, INSERT, UPDATE, DELETE ON wharf.cleanup_runs TO wharf_cleanup;
