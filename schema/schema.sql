@@ -73,6 +73,7 @@ CREATE TABLE wharf.blobs (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     fault text,
     verified_at timestamp with time zone,
+    placed_at timestamp with time zone,
     CONSTRAINT blobs_fault_check CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
     CONSTRAINT blobs_fault_told CHECK (((state <> 'quarantined'::text) OR (fault IS NOT NULL))),
     CONSTRAINT blobs_sha256_check CHECK ((octet_length(sha256) = 32)),
@@ -86,7 +87,15 @@ CREATE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     BEGIN ATOMIC
- UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text
+ UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text, placed_at =
+         CASE
+             WHEN (blobs.state = 'present'::text) THEN blobs.placed_at
+             ELSE clock_timestamp()
+         END, verified_at =
+         CASE
+             WHEN (blobs.state = 'present'::text) THEN blobs.verified_at
+             ELSE clock_timestamp()
+         END
    WHERE (blobs.sha256 = blob_present.wanted_sha256);
 END;
 
@@ -198,6 +207,22 @@ CREATE FUNCTION wharf.pool_running(wanted_pool text) RETURNS integer
 END;
 
 ALTER FUNCTION wharf.pool_running(wanted_pool text) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ WITH quarantined AS (
+          UPDATE wharf.blobs b SET state = 'quarantined'::text, fault = 'corrupt'::text
+            FROM wharf.tasks t
+           WHERE ((t.id = report_corrupt.held_task) AND (t.attempt = report_corrupt.held_attempt) AND (t.state = 'running'::text) AND (b.sha256 = t.sha256) AND (b.state = ANY (ARRAY['present'::text, 'quarantined'::text])) AND ((b.placed_at IS NULL) OR (b.placed_at < t.claimed_at)))
+           RETURNING b.sha256
+         )
+  SELECT (EXISTS ( SELECT
+            FROM quarantined)) AS "exists";
+END;
+
+ALTER FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) OWNER TO wharf_owner;
 
 CREATE FUNCTION wharf.require_operator() RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -483,6 +508,9 @@ CREATE TABLE wharf.results (
     detections jsonb NOT NULL,
     timings jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    engine text,
+    engine_version text,
+    verified boolean,
     CONSTRAINT results_model_digest_check CHECK ((octet_length(model_digest) = 32))
 );
 
@@ -821,6 +849,9 @@ GRANT ALL ON FUNCTION wharf.pool_backlog(wanted_pool text, most integer) TO whar
 
 REVOKE ALL ON FUNCTION wharf.pool_running(wanted_pool text) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.pool_running(wanted_pool text) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) TO wharf_worker;
 
 REVOKE ALL ON FUNCTION wharf.require_operator() FROM PUBLIC;
 
