@@ -245,6 +245,15 @@ class ResultPage(Wire):
     next_cursor: str | None
 
 
+class FileState(StrEnum):
+    """`corrupt`, `missing`: the bytes on the volume are damaged or gone. An upload of the same bytes puts them back,
+    for every file that has them."""
+
+    PRESENT = "present"
+    CORRUPT = "corrupt"
+    MISSING = "missing"
+
+
 class File(Wire):
     id: UUID
     sha256: Sha256
@@ -256,6 +265,9 @@ class File(Wire):
     filename: str | None
     created_at: datetime
     expires_at: datetime | None
+    state: FileState = Field(
+        default=FileState.PRESENT, description="Of its bytes: what is `corrupt` or `missing` has to be uploaded again"
+    )
 
 
 class FileList(Wire):

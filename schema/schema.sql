@@ -83,6 +83,18 @@ CREATE TABLE wharf.blobs (
 
 ALTER TABLE wharf.blobs OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.blob_faults(wanted bytea[]) RETURNS TABLE(sha256 bytea, fault text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT b.sha256,
+     b.fault
+    FROM wharf.blobs b
+   WHERE ((b.sha256 = ANY (blob_faults.wanted)) AND (b.state = 'quarantined'::text));
+END;
+
+ALTER FUNCTION wharf.blob_faults(wanted bytea[]) OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
@@ -518,6 +530,26 @@ ALTER TABLE ONLY wharf.results FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.results OWNER TO wharf_owner;
 
+CREATE TABLE wharf.verify_runs (
+    id uuid NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    stopped text,
+    quick boolean NOT NULL,
+    checked bigint DEFAULT 0 NOT NULL,
+    bytes bigint DEFAULT 0 NOT NULL,
+    corrupt bigint DEFAULT 0 NOT NULL,
+    missing bigint DEFAULT 0 NOT NULL,
+    unreadable bigint DEFAULT 0 NOT NULL,
+    restored bigint DEFAULT 0 NOT NULL,
+    strangers bigint,
+    quarantined bigint,
+    CONSTRAINT verify_runs_check CHECK (((stopped IS NULL) OR (stopped = 'killed'::text) OR (ended_at IS NOT NULL))),
+    CONSTRAINT verify_runs_stopped_check CHECK ((stopped = ANY (ARRAY['done'::text, 'time'::text, 'asked'::text, 'error'::text, 'killed'::text])))
+);
+
+ALTER TABLE wharf.verify_runs OWNER TO wharf_owner;
+
 CREATE TABLE wharf.workers (
     name text NOT NULL,
     pool text NOT NULL,
@@ -597,12 +629,19 @@ ALTER TABLE ONLY wharf.tenants
 ALTER TABLE ONLY wharf.tenants
     ADD CONSTRAINT tenants_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY wharf.verify_runs
+    ADD CONSTRAINT verify_runs_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY wharf.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (name);
 
 CREATE INDEX api_keys_by_tenant ON wharf.api_keys USING btree (tenant_id, id);
 
+CREATE INDEX blobs_by_verification ON wharf.blobs USING btree (COALESCE(verified_at, '-infinity'::timestamp with time zone), sha256) WHERE (state = 'present'::text);
+
 CREATE INDEX blobs_deleting ON wharf.blobs USING btree (sha256) WHERE (state = 'deleting'::text);
+
+CREATE INDEX blobs_quarantined ON wharf.blobs USING btree (sha256) WHERE (state = 'quarantined'::text);
 
 CREATE INDEX cleanup_runs_sweeping ON wharf.cleanup_runs USING btree (id) WHERE (swept_to IS NOT NULL);
 
@@ -643,6 +682,8 @@ CREATE INDEX tasks_leases ON wharf.tasks USING btree (lease_until) WHERE (state 
 CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 
 CREATE INDEX tasks_ready ON wharf.tasks USING btree (pool, class, tenant_id, id) WHERE (state = 'queued'::text);
+
+CREATE INDEX verify_runs_unfinished ON wharf.verify_runs USING btree (id) WHERE (stopped IS NULL);
 
 CREATE TRIGGER suspect_deleted AFTER UPDATE OF deleted_at ON wharf.files FOR EACH ROW WHEN (((old.deleted_at IS NULL) AND (new.deleted_at IS NOT NULL))) EXECUTE FUNCTION wharf.suspect_deleted();
 
@@ -773,6 +814,8 @@ GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
 
 GRANT SELECT(id) ON TABLE wharf.tenants TO wharf_cleanup;
 
+GRANT SELECT(name) ON TABLE wharf.tenants TO wharf_cleanup;
+
 GRANT UPDATE(file_retention) ON TABLE wharf.tenants TO wharf_api;
 GRANT SELECT(file_retention) ON TABLE wharf.tenants TO wharf_cleanup;
 
@@ -789,6 +832,9 @@ GRANT UPDATE(state) ON TABLE wharf.blobs TO wharf_cleanup;
 GRANT UPDATE(fault) ON TABLE wharf.blobs TO wharf_cleanup;
 
 GRANT UPDATE(verified_at) ON TABLE wharf.blobs TO wharf_cleanup;
+
+REVOKE ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) TO wharf_api;
 
 REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
@@ -971,6 +1017,9 @@ GRANT INSERT ON TABLE wharf.results TO wharf_worker;
 GRANT DELETE ON TABLE wharf.results TO wharf_cleanup;
 
 GRANT SELECT(task_id) ON TABLE wharf.results TO wharf_cleanup;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE wharf.verify_runs TO wharf_cleanup;
+GRANT SELECT ON TABLE wharf.verify_runs TO wharf_api;
 
 GRANT SELECT ON TABLE wharf.workers TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.workers TO wharf_worker;

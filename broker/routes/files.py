@@ -17,8 +17,9 @@ from broker.service import Service, ServiceDep
 from custody import idempotency
 from custody.database import Transaction
 from custody.errors import CustodyError
+from custody.files import damaged
 from custody.volume import CHUNK
-from custody.wire import File, FileList, FilePage
+from custody.wire import File, FileList, FilePage, FileState
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -117,6 +118,8 @@ async def get(service: ServiceDep, principal: Reader, file_id: str) -> Response:
 async def content(request: Request, service: ServiceDep, principal: Reader, file_id: str) -> Response:
     """The bytes. `Range` (one range) and `If-None-Match` work; the ETag is the SHA-256."""
     file = await _file(service, principal.tenant_id, file_id)
+    if file.state is not FileState.PRESENT:
+        raise damaged(file)
     etag = f'"{file.sha256}"'
     headers = {
         "ETag": etag,
@@ -132,7 +135,9 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
     headers["Content-Length"] = str(len(span))
     if len(span) < file.size:
         headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{file.size}"
-    descriptor = await service.volume.open(bytes.fromhex(file.sha256))
+    descriptor = await service.volume.open(bytes.fromhex(file.sha256), file.size)
+    if descriptor is None:
+        raise damaged(file)
     status = 206 if "Content-Range" in headers else 200
     return StreamingResponse(_chunks(service, descriptor, span), status, headers, media_type=file.media_type)
 

@@ -34,3 +34,41 @@ CREATE FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) RETUR
     END;
 REVOKE ALL ON FUNCTION wharf.report_corrupt FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION wharf.report_corrupt TO wharf_worker;
+
+-- Which of these bytes are damaged or gone, and how.
+CREATE FUNCTION wharf.blob_faults(wanted bytea[]) RETURNS TABLE (sha256 bytea, fault text)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ''
+    BEGIN ATOMIC
+        SELECT b.sha256, b.fault FROM wharf.blobs b WHERE b.sha256 = ANY (wanted) AND b.state = 'quarantined';
+    END;
+REVOKE ALL ON FUNCTION wharf.blob_faults FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wharf.blob_faults TO wharf_api;
+
+-- What a verification does next: the least recently read first; and what was found damaged.
+CREATE INDEX blobs_by_verification ON wharf.blobs ((coalesce(verified_at, '-infinity'::timestamptz)), sha256)
+    WHERE state = 'present';
+CREATE INDEX blobs_quarantined ON wharf.blobs (sha256) WHERE state = 'quarantined';
+
+-- The history of verifications. `stopped` is NULL while one runs; `killed` is written by the one that finds it so.
+-- `restored`: quarantined before, and found right. `strangers`: files of the tree that no row names, NULL where it was
+-- not counted. `quarantined`: in all, at its end.
+CREATE TABLE wharf.verify_runs (
+    id          uuid PRIMARY KEY,
+    started_at  timestamptz NOT NULL DEFAULT now(),
+    ended_at    timestamptz,
+    stopped     text CHECK (stopped IN ('done', 'time', 'asked', 'error', 'killed')),
+    quick       boolean NOT NULL,
+    checked     bigint NOT NULL DEFAULT 0,
+    bytes       bigint NOT NULL DEFAULT 0,
+    corrupt     bigint NOT NULL DEFAULT 0,
+    missing     bigint NOT NULL DEFAULT 0,
+    unreadable  bigint NOT NULL DEFAULT 0,
+    restored    bigint NOT NULL DEFAULT 0,
+    strangers   bigint,
+    quarantined bigint,
+    CHECK (stopped IS NULL OR stopped = 'killed' OR ended_at IS NOT NULL)
+);
+CREATE INDEX verify_runs_unfinished ON wharf.verify_runs (id) WHERE stopped IS NULL;
+GRANT SELECT, INSERT, UPDATE ON wharf.verify_runs TO wharf_cleanup;
+GRANT SELECT ON wharf.verify_runs TO wharf_api;
+GRANT SELECT (name) ON wharf.tenants TO wharf_cleanup;

@@ -18,6 +18,7 @@ _HELP = {
     "relay": "Run a relay to RabbitMQ, as containers do.",
     "worker": "Run a worker, as containers do.",
     "migrate": "Bring the database's schema up to date.",
+    "verify": "Look for damaged or lost bytes on the volume.",
     "models.add": "Register a model file, so that workers can serve it by name.",
 }
 
