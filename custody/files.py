@@ -132,6 +132,12 @@ class Files:
                 raise _no_such_input(number, inputs[number])
         return named
 
+    async def hold_known(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
+        """Those of the bytes that the tenant has a file of, held until the transaction ends."""
+        # Held first: whoever takes a file's bytes away for good takes this lock, and is seen by what follows.
+        present = await self._hold(transaction, wanted)
+        return await self._held(transaction, sorted(present))
+
     async def _with_states(self, transaction: Transaction, rows: Sequence[DictRow]) -> list[File]:
         states = await self._states(transaction, [row["sha256"] for row in rows])
         return [_file(row | {"state": states.get(row["sha256"], FileState.PRESENT)}) for row in rows]

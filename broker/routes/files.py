@@ -9,9 +9,10 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from broker import body, paging
+from broker import body, paging, problems
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
+from broker.media import MEDIA_TYPES
 from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
 from custody import idempotency
@@ -23,6 +24,7 @@ from custody.wire import File, FileList, FilePage, FileState
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
+PICTURES = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
 UPLOAD_BODY = {
     "requestBody": {
         "required": True,
@@ -44,7 +46,10 @@ UPLOAD_BODY = {
     "",
     response_model=FileList,
     status_code=201,
-    responses={200: {"model": FileList, "description": "You held every byte already"}},
+    responses={
+        200: {"model": FileList, "description": "You held every byte already"},
+        **problems.answers(*problems.KEYED, "forbidden", *problems.UPLOAD, *problems.IDEMPOTENT, "gone"),
+    },
     openapi_extra=UPLOAD_BODY,
 )
 async def upload(
@@ -67,7 +72,7 @@ async def upload(
     return answer(FileList(items=list(kept.files)), status, headers)
 
 
-@router.get("", response_model=FilePage)
+@router.get("", response_model=FilePage, responses=problems.answers(*problems.KEYED, "invalid_request"))
 async def list_files(
     service: ServiceDep,
     principal: Reader,
@@ -80,7 +85,11 @@ async def list_files(
     return answer(FilePage(items=files, next_cursor=paging.encode(files[-1].id) if len(files) == limit else None))
 
 
-@router.head("/sha256:{sha256}")
+@router.head(
+    "/sha256:{sha256}",
+    response_class=Response,
+    responses={**problems.answers(*problems.KEYED, "invalid_request"), 404: {"description": "It does not"}},
+)
 async def held(service: ServiceDep, principal: Reader, sha256: str) -> Response:
     """200 where your tenant holds these bytes, 404 where not. Says nothing of other tenants."""
     async with service.database.transaction(principal.tenant_id) as transaction:
@@ -88,7 +97,12 @@ async def held(service: ServiceDep, principal: Reader, sha256: str) -> Response:
     return Response(status_code=200 if found else 404)
 
 
-@router.post("/sha256:{sha256}", response_model=File, status_code=201)
+@router.post(
+    "/sha256:{sha256}",
+    response_model=File,
+    status_code=201,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found", *problems.IDEMPOTENT, "gone"),
+)
 async def add_known(
     service: ServiceDep,
     principal: Writer,
@@ -109,12 +123,21 @@ async def add_known(
     return answer(file, 201, {"Location": f"/v1/files/{file.id}"})
 
 
-@router.get("/{file_id}", response_model=File)
+@router.get("/{file_id}", response_model=File, responses=problems.answers(*problems.KEYED, "not_found"))
 async def get(service: ServiceDep, principal: Reader, file_id: str) -> Response:
     return answer(await _file(service, principal.tenant_id, file_id))
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse, responses={206: {}, 304: {}, 416: {}})
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "All of them", "content": PICTURES},
+        206: {"description": "Those of the range", "content": PICTURES},
+        304: {"description": "You have them"},
+        **problems.answers(*problems.KEYED, "not_found", "file_corrupt", "range_not_satisfiable", "volume_unavailable"),
+    },
+)
 async def content(request: Request, service: ServiceDep, principal: Reader, file_id: str) -> Response:
     """The bytes. `Range` (one range) and `If-None-Match` work; the ETag is the SHA-256."""
     file = await _file(service, principal.tenant_id, file_id)
@@ -142,7 +165,7 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
     return StreamingResponse(_chunks(service, descriptor, span), status, headers, media_type=file.media_type)
 
 
-@router.delete("/{file_id}", status_code=204)
+@router.delete("/{file_id}", status_code=204, responses=problems.answers(*problems.KEYED, "forbidden", "not_found"))
 async def delete(service: ServiceDep, principal: Writer, file_id: str) -> Response:
     """Lets go of the file. Jobs that run on it keep its bytes until they end."""
     async with service.database.transaction(principal.tenant_id) as transaction:
