@@ -66,7 +66,7 @@ async def retry(
     """Reruns the failed inputs of ended jobs that fit a filter, the oldest first, in batches: `next_cursor` goes on. A
     job that has been rerun already is left out, so sending a retry twice reruns nothing twice. A job that cannot be
     rerun is told with its error; where there is no room now, the batch ends before it."""
-    wish = await body.read_json(request, RetryRequest, service.settings.max_request_bytes)
+    wish = await body.read_json(request, RetryRequest, service.settings)
     tenant = principal.tenant_id
     wanted = idempotency.fingerprint("POST /v1/jobs/retry", wish.model_dump(mode="json"), [])
     walk = paging.decode_walk(wish.cursor) if wish.cursor is not None else None
