@@ -50,7 +50,7 @@ class Custody:
 
     def job(self, file: dict) -> dict:
         answer = self.http.post("/v1/jobs", json={"inputs": [{"file": file["id"]}]}, headers={"Prefer": "wait=30"})
-        assert answer.status_code == 200, answer.text + self.installation._parts[1].output()[-3000:]
+        assert answer.status_code == 200, answer.text
         return answer.json()
 
     def state(self, file: dict) -> str:
