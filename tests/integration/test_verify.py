@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from broker.maintenance.verify.pace import Pace
 from broker.maintenance.verify.verification import Verification
 from custody.database import Database
 from custody.errors import CustodyError, StartError
-from custody.integrity import Integrity, Run
+from custody.integrity import Custody, Integrity, Run
 from custody.volume import Volume, blob_path
 from custody.wire import FileState, JobInput
 from tests.support.domain import Domain
@@ -413,3 +414,44 @@ async def test_what_was_lost_is_told_by_tenant(verify, keep, acme, globex, clean
     async with cleanup_database.transaction() as transaction:
         assert await Integrity().files_lost(transaction) == {"acme": 1, "globex": 2}
         assert await Integrity().count_quarantined(transaction) == {"corrupt": 1}
+
+
+async def test_the_walks_are_led_by_indexes_and_sort_nothing(domain, installation):
+    """By what is looked at, and by nothing that grows with what is kept."""
+    await domain.change(
+        """
+        INSERT INTO wharf.blobs (sha256, size, state, verified_at)
+        SELECT sha256(n::text::bytea), 1, 'present', now() - make_interval(secs => n) FROM generate_series(1, 20000) n
+        """
+    )
+    await domain.change("ANALYZE wharf.blobs")
+    plans: list[str] = []
+
+    class Explained:
+        """Runs no statement, and keeps its plan."""
+
+        def __init__(self, transaction) -> None:
+            self._transaction = transaction
+
+        async def execute(self, statement, values):
+            found = await self._transaction.execute("EXPLAIN " + statement, values)
+            plans.append("\n".join(row["QUERY PLAN"] for row in await found.fetchall()))
+            return await self._transaction.execute("SELECT sha256 FROM wharf.blobs WHERE false")
+
+    integrity, after = Integrity(), Custody(b"\x80" * 32, 1, "2020-01-01")
+    async with (
+        Database(installation.url("wharf_cleanup"), name="verify", by_index=True) as database,
+        database.transaction() as transaction,
+    ):
+        explained = Explained(transaction)
+        await integrity.least_recent(explained, before=datetime.now(UTC), after=after, limit=500)
+        await integrity.in_order(explained, after=after, limit=500)
+        await integrity.quarantined(explained, after=after, limit=500)
+        await integrity.unnamed(explained, set(), b"\x80")
+    by_age, by_digest, quarantined, prefix = plans
+    assert "blobs_by_verification" in by_age
+    assert "ROW(" in by_age
+    assert "blobs_pkey" in by_digest
+    assert "blobs_quarantined" in quarantined
+    assert "blobs_pkey" in prefix
+    assert not [plan for plan in plans if "Sort" in plan or "Seq Scan" in plan]

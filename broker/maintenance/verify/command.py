@@ -76,7 +76,13 @@ async def _serve(settings: VerifySettings, wanted: Wanted) -> int:
         asyncio.get_running_loop().add_signal_handler(number, end)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            Database(settings.database_url.get_secret_value(), name="wharf verify", role="wharf_cleanup", size=4)
+            Database(
+                settings.database_url.get_secret_value(),
+                name="wharf verify",
+                role="wharf_cleanup",
+                size=4,
+                by_index=True,
+            )
         )
         if wanted.history:
             async with database.transaction() as transaction:
