@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from broker.maintenance.verify.pace import Pace
 from broker.maintenance.verify.verification import Verification
 from custody.database import Database
 from custody.errors import CustodyError, StartError
+from custody.ids import new_id
 from custody.integrity import Custody, Integrity, Run
 from custody.volume import Volume, blob_path
 from custody.wire import FileState, JobInput
@@ -267,16 +269,19 @@ async def test_damage_that_is_not_there_at_a_second_look_is_none(verify, keep, m
     assert flips == []
 
 
-async def test_nothing_is_missing_where_the_volume_itself_is(verify, keep, installation):
+@pytest.mark.parametrize("in_its_place", ["nothing", "another volume"])
+async def test_nothing_is_missing_where_the_volume_itself_is(verify, keep, installation, in_its_place):
     kept = [await keep(b"content %d" % number) for number in range(3)]
     away = installation.volume.with_name(installation.volume.name + "-away")
     installation.volume.rename(away)
     installation.volume.mkdir()
+    if in_its_place == "another volume":
+        Volume(installation.volume, instance="other").prepare(new_id())
     try:
         with pytest.raises((StartError, CustodyError)):
             await verify(quick=True)
     finally:
-        installation.volume.rmdir()
+        shutil.rmtree(installation.volume)
         away.rename(installation.volume)
     assert all(each.row["state"] == "present" for each in kept)
     assert (await verify()).counts.damage == 0
