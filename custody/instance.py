@@ -108,7 +108,8 @@ class InstanceLock:
 
 
 class Alone:
-    """Keeps a second one of some `work` out, for as long as this session lasts. `url` must reach the server itself."""
+    """One process at a time at some `work`: held on a session of its own, and gone with it. `url` must reach the server
+    itself."""
 
     def __init__(self, url: str, *, work: str) -> None:
         self._url = url
@@ -116,14 +117,14 @@ class Alone:
         self._connection: psycopg.AsyncConnection
 
     async def __aenter__(self) -> bool:
-        """False where another process is at it."""
+        """False where another process is at it. Raises `CustodyError` where the database does not answer."""
         with _database_errors("The database, which tells whether somebody is at it, does not answer"):
             self._connection = await psycopg.AsyncConnection.connect(
                 self._url, autocommit=True, application_name=f"wharf {self._work} alone", connect_timeout=10
             )
             await self._connection.execute(SETTLE)
             found = await self._connection.execute(
-                "SELECT pg_try_advisory_lock(hashtext('wharf.alone'), hashtext(%s))", [self._work]
+                "SELECT pg_try_advisory_lock(hashtext(%s), 0)", [f"wharf.{self._work}"]
             )
             row = await found.fetchone()
         return row is not None and bool(row[0])

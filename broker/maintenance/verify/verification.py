@@ -249,10 +249,12 @@ class Verification:
                 return
             fault: Fault = "missing" if look.identity is None else "corrupt"
             await self._integrity.quarantine(transaction, each.sha256, fault)
-        log.error("bytes_quarantined", sha256=each.sha256.hex(), fault=fault)
         if fault == "missing":
+            # A restore may have lost a million.
+            log.info("bytes_quarantined", sha256=each.sha256.hex(), fault=fault)
             self._counts.missing += 1
         else:
+            log.error("bytes_quarantined", sha256=each.sha256.hex(), fault=fault)
             self._counts.corrupt += 1
             await self._set_aside(each)
 
