@@ -203,6 +203,7 @@ CREATE TABLE wharf.blobs (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     fault text,
     verified_at timestamp with time zone,
+    placed_at timestamp with time zone,
     CONSTRAINT blobs_fault_check CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
     CONSTRAINT blobs_fault_told CHECK (((state <> 'quarantined'::text) OR (fault IS NOT NULL))),
     CONSTRAINT blobs_sha256_check CHECK ((octet_length(sha256) = 32)),
@@ -212,11 +213,31 @@ CREATE TABLE wharf.blobs (
 
 ALTER TABLE wharf.blobs OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.blob_faults(wanted bytea[]) RETURNS TABLE(sha256 bytea, fault text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT b.sha256,
+     b.fault
+    FROM wharf.blobs b
+   WHERE ((b.sha256 = ANY (blob_faults.wanted)) AND (b.state = 'quarantined'::text));
+END;
+
+ALTER FUNCTION wharf.blob_faults(wanted bytea[]) OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     BEGIN ATOMIC
- UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text
+ UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text, placed_at =
+         CASE
+             WHEN (blobs.state = 'present'::text) THEN blobs.placed_at
+             ELSE clock_timestamp()
+         END, verified_at =
+         CASE
+             WHEN (blobs.state = 'present'::text) THEN blobs.verified_at
+             ELSE clock_timestamp()
+         END
    WHERE (blobs.sha256 = blob_present.wanted_sha256);
 END;
 
@@ -373,6 +394,22 @@ END
 $$;
 
 ALTER FUNCTION wharf.refuse_change() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ WITH quarantined AS (
+          UPDATE wharf.blobs b SET state = 'quarantined'::text, fault = 'corrupt'::text
+            FROM wharf.tasks t
+           WHERE ((t.id = report_corrupt.held_task) AND (t.attempt = report_corrupt.held_attempt) AND (t.state = 'running'::text) AND (b.sha256 = t.sha256) AND (b.state = ANY (ARRAY['present'::text, 'quarantined'::text])) AND ((b.placed_at IS NULL) OR (b.placed_at < t.claimed_at)))
+           RETURNING b.sha256
+         )
+  SELECT (EXISTS ( SELECT
+            FROM quarantined)) AS "exists";
+END;
+
+ALTER FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) OWNER TO wharf_owner;
 
 CREATE TABLE wharf.models (
     name text NOT NULL,
@@ -613,12 +650,35 @@ CREATE TABLE wharf.results (
     detections jsonb NOT NULL,
     timings jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    engine text,
+    engine_version text,
+    verified boolean,
     CONSTRAINT results_model_digest_check CHECK ((octet_length(model_digest) = 32))
 );
 
 ALTER TABLE ONLY wharf.results FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.results OWNER TO wharf_owner;
+
+CREATE TABLE wharf.verify_runs (
+    id uuid NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    stopped text,
+    quick boolean NOT NULL,
+    checked bigint DEFAULT 0 NOT NULL,
+    bytes bigint DEFAULT 0 NOT NULL,
+    corrupt bigint DEFAULT 0 NOT NULL,
+    missing bigint DEFAULT 0 NOT NULL,
+    unreadable bigint DEFAULT 0 NOT NULL,
+    restored bigint DEFAULT 0 NOT NULL,
+    strangers bigint,
+    quarantined bigint,
+    CONSTRAINT verify_runs_check CHECK (((stopped IS NULL) OR (stopped = 'killed'::text) OR (ended_at IS NOT NULL))),
+    CONSTRAINT verify_runs_stopped_check CHECK ((stopped = ANY (ARRAY['done'::text, 'time'::text, 'asked'::text, 'error'::text, 'killed'::text])))
+);
+
+ALTER TABLE wharf.verify_runs OWNER TO wharf_owner;
 
 CREATE TABLE wharf.workers (
     name text NOT NULL,
@@ -705,6 +765,9 @@ ALTER TABLE ONLY wharf.tenants
 ALTER TABLE ONLY wharf.tenants
     ADD CONSTRAINT tenants_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY wharf.verify_runs
+    ADD CONSTRAINT verify_runs_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY wharf.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (name);
 
@@ -716,7 +779,11 @@ CREATE INDEX audit_by_key ON wharf.audit USING btree (tenant_id, key_id, id);
 
 CREATE INDEX audit_by_request ON wharf.audit USING btree (tenant_id, request_id, id);
 
+CREATE INDEX blobs_by_verification ON wharf.blobs USING btree (COALESCE(verified_at, '-infinity'::timestamp with time zone), sha256) WHERE (state = 'present'::text);
+
 CREATE INDEX blobs_deleting ON wharf.blobs USING btree (sha256) WHERE (state = 'deleting'::text);
+
+CREATE INDEX blobs_quarantined ON wharf.blobs USING btree (sha256) WHERE (state = 'quarantined'::text);
 
 CREATE INDEX cleanup_runs_sweeping ON wharf.cleanup_runs USING btree (id) WHERE (swept_to IS NOT NULL);
 
@@ -761,6 +828,8 @@ CREATE INDEX tasks_leases ON wharf.tasks USING btree (lease_until) WHERE (state 
 CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 
 CREATE INDEX tasks_ready ON wharf.tasks USING btree (pool, class, tenant_id, id) WHERE (state = 'queued'::text);
+
+CREATE INDEX verify_runs_unfinished ON wharf.verify_runs USING btree (id) WHERE (stopped IS NULL);
 
 CREATE TRIGGER never_changes BEFORE UPDATE OR TRUNCATE ON wharf.audit FOR EACH STATEMENT EXECUTE FUNCTION wharf.refuse_change();
 
@@ -975,6 +1044,8 @@ GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
 
 GRANT SELECT(id) ON TABLE wharf.tenants TO wharf_cleanup;
 
+GRANT SELECT(name) ON TABLE wharf.tenants TO wharf_cleanup;
+
 GRANT UPDATE(file_retention) ON TABLE wharf.tenants TO wharf_api;
 GRANT SELECT(file_retention) ON TABLE wharf.tenants TO wharf_cleanup;
 
@@ -1014,6 +1085,9 @@ GRANT UPDATE(fault) ON TABLE wharf.blobs TO wharf_cleanup;
 
 GRANT UPDATE(verified_at) ON TABLE wharf.blobs TO wharf_cleanup;
 
+REVOKE ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) TO wharf_api;
+
 REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
 
@@ -1037,6 +1111,9 @@ REVOKE ALL ON FUNCTION wharf.pool_running(wanted_pool text) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.pool_running(wanted_pool text) TO wharf_api;
 
 REVOKE ALL ON FUNCTION wharf.refuse_change() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) TO wharf_worker;
 
 GRANT SELECT ON TABLE wharf.models TO wharf_api;
 GRANT SELECT,INSERT ON TABLE wharf.models TO wharf_worker;
@@ -1130,6 +1207,9 @@ GRANT INSERT ON TABLE wharf.results TO wharf_worker;
 GRANT DELETE ON TABLE wharf.results TO wharf_cleanup;
 
 GRANT SELECT(task_id) ON TABLE wharf.results TO wharf_cleanup;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE wharf.verify_runs TO wharf_cleanup;
+GRANT SELECT ON TABLE wharf.verify_runs TO wharf_api;
 
 GRANT SELECT ON TABLE wharf.workers TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.workers TO wharf_worker;

@@ -21,6 +21,7 @@ from broker.app import build_app
 from broker.backlog import Backlog
 from broker.maintenance.migrate import ensure_database, migrate
 from broker.maintenance.settings import CleanupSettings, MigrateSettings
+from broker.maintenance.verify.settings import VerifySettings
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
@@ -116,7 +117,9 @@ async def _bring_up(postgres: Postgres) -> None:
 
 
 def _readme() -> str:
-    settings = table(UpSettings, BrokerSettings, RelaySettings, WorkerSettings, CleanupSettings, MigrateSettings)
+    settings = table(
+        UpSettings, BrokerSettings, RelaySettings, WorkerSettings, CleanupSettings, VerifySettings, MigrateSettings
+    )
     return TABLE.sub(rf"\1{settings}\n\2", (ROOT / "README.md").read_text())
 
 

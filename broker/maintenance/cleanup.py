@@ -12,11 +12,11 @@ from uuid import UUID
 
 import structlog
 
+from broker.maintenance.marks import leave_mark
 from custody import audit, cleanup, installation
 from custody.cleanup import FAILURES, Plan, Retention, Run
 from custody.database import Database, Transaction
 from custody.errors import CustodyError
-from custody.ids import new_id
 from custody.removal import FOLDERS, FOLDERS_AT_ONCE, Removal, Sight, Stray, Withdrawal, Withdrawn
 from custody.volume import Volume
 
@@ -103,7 +103,7 @@ class Cleanup:
             self._until = time.monotonic() + self._rules.max_seconds
         try:
             run.stopped = await self._steps()
-            await self._leave_mark()
+            await leave_mark(self._database, self._removal)
         except BaseException as error:
             run.stopped = "error"
             self._fault("cleanup", error)
@@ -160,14 +160,6 @@ class Cleanup:
                 await installation.turn_sweep_off(transaction, reason)
                 log.error("restore_suspected", reason=reason)
         return mark[1] if mark else None
-
-    async def _leave_mark(self) -> None:
-        mark = new_id()
-        async with self._database.transaction() as transaction:
-            await installation.announce_mark(transaction, mark)
-        await self._removal.write_mark(mark)
-        async with self._database.transaction() as transaction:
-            await installation.settle_mark(transaction, mark)
 
     # Rows
 

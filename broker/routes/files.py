@@ -19,9 +19,10 @@ from custody import idempotency
 from custody.audit import Action
 from custody.database import Transaction
 from custody.errors import CustodyError
+from custody.files import damaged
 from custody.tenants import Principal
 from custody.volume import CHUNK
-from custody.wire import File, FileList, FilePage, Outcome
+from custody.wire import File, FileList, FilePage, FileState, Outcome
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -155,13 +156,15 @@ async def get(request: Request, service: ServiceDep, principal: Reader, file_id:
         200: {"description": "All of them", "content": PICTURES},
         206: {"description": "Those of the range", "content": PICTURES},
         304: {"description": "You have them"},
-        **problems.answers(*problems.KEYED, "not_found", "range_not_satisfiable", "volume_unavailable"),
+        **problems.answers(*problems.KEYED, "not_found", "file_corrupt", "range_not_satisfiable", "volume_unavailable"),
     },
 )
 async def content(request: Request, service: ServiceDep, principal: Reader, file_id: str) -> Response:
     """The bytes. `Range` (one range) and `If-None-Match` work; the ETag is the SHA-256."""
     async with service.database.transaction(principal.tenant_id) as transaction:
         file = await _file(service, transaction, file_id)
+    if file.state is not FileState.PRESENT:
+        raise damaged(file)
     etag = f'"{file.sha256}"'
     headers = {
         "ETag": etag,
@@ -177,7 +180,9 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
     headers["Content-Length"] = str(len(span))
     if len(span) < file.size:
         headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{file.size}"
-    descriptor = await service.volume.open(bytes.fromhex(file.sha256))
+    descriptor = await service.volume.open(bytes.fromhex(file.sha256), file.size)
+    if descriptor is None:
+        raise damaged(file)
     try:
         await _record_read(request, service, principal, file, headers.get("Content-Range"))
     except BaseException:

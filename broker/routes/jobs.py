@@ -131,7 +131,7 @@ async def predict(
 @router.post(
     "/jobs",
     response_model=Job,
-    responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.JSON_BODY, "not_found")},
+    responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.JSON_BODY, "not_found", "file_corrupt")},
     openapi_extra=SUBMISSION_BODY,
 )
 async def submit(
