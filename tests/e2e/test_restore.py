@@ -1,5 +1,5 @@
-"""Database and volume put back to different moments: what was lost is told, nothing is removed until it is accepted, and
-what users bring again works."""
+"""Database and volume put back to different moments: what was lost is told, nothing is removed until it is accepted,
+and what users bring again works."""
 
 import io
 import json
