@@ -72,6 +72,13 @@ class TaskSettings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, description="Tries before a task fails")
 
 
+class RetentionSettings(BaseSettings):
+    """How long things are kept of tenants who have not said so themselves."""
+
+    file_retention_days: float = Field(default=30.0, gt=0, description="Days that a file is kept, unless it is pinned")
+    job_retention_days: float = Field(default=90.0, gt=0, description="Days that a job is kept after its end")
+
+
 def load(settings: type[S], **given: Any) -> S:
     """The settings of a process; `given` overrides the environment. Raises `StartError`, which names each variable at
     fault with an example, and no value: it may be a secret."""

@@ -240,27 +240,28 @@ def test_a_value_of_another_json_type_is_refused(http: httpx.Client, path: str, 
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.keyed], ids=str)
-def test_a_key_that_is_used_again_for_another_body_is_refused(up: Service, page: bytes, row: Row) -> None:
-    with up.client(up.new_key("admin")) as http:
-        job = http.post("/v1/predict", files={"image": page}, headers={"Prefer": "wait=30"}).json()
-        sha256 = job["results"][0]["sha256"]
-        address = row.address(sha256=sha256, job_id=job["id"])
-        inputs, key_wish = {"inputs": [{"sha256": sha256}]}, {"name": "x", "role": "reader"}
-        brings_one: tuple[dict[str, Any], dict[str, Any]] = ({}, {"files": {row.picture or "": page + b"more"}})
-        first, other = {
-            "/v1/files/sha256:{sha256}": ({}, {"params": {"filename": "other"}}),
-            "/v1/jobs": ({"json": inputs}, {"json": {**inputs, "expires_in": 5}}),
-            "/v1/jobs/{job_id}/rerun": ({}, {"params": {"only": "failed"}}),
-            "/v1/jobs/retry": ({"json": {}}, {"json": {"limit": 5}}),
-            "/v1/keys": ({"json": key_wish}, {"json": {**key_wish, "name": "y"}}),
-        }.get(row.path, brings_one)
-        key = {"Idempotency-Key": "again"}
-        assert row.send(http, page, address, headers=key, **first).is_success
-        before = rows(up)
-        assert_problem(
-            row.send(http, page, address, headers=key, **other), 409, "idempotency_conflict", "Idempotency-Key"
-        )
-        assert rows(up) == before
+def test_a_key_that_is_used_again_for_another_body_is_refused(
+    up: Service, http: httpx.Client, page: bytes, held: dict[str, str], row: Row
+) -> None:
+    first, other = another(row, page, held["sha256"])
+    headers = {"Idempotency-Key": f"again {row}"}
+    assert row.send(http, page, row.address(**held), headers=headers, **first).is_success
+    before = rows(up)
+    refused = row.send(http, page, row.address(**held), headers=headers, **other)
+    assert_problem(refused, 409, "idempotency_conflict", "Idempotency-Key")
+    assert rows(up) == before
+
+
+def another(row: Row, page: bytes, sha256: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two requests that would both be granted, and differ."""
+    match row.path:
+        case "/v1/jobs":
+            return {"json": (job := {"inputs": [{"sha256": sha256}]})}, {"json": {**job, "expires_in": 5}}
+        case "/v1/keys":
+            return {"json": (key := {"name": "x", "role": "reader"})}, {"json": {**key, "name": "y"}}
+    if row.json is not None:
+        return {}, {"json": {**row.json, "limit": 7}}
+    return ({}, {"files": {row.picture: page + b"more"}}) if row.picture else ({}, {"params": row.query})
 
 
 def rows(service: Service) -> dict[str, int]:
