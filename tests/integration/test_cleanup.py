@@ -42,7 +42,8 @@ async def cleanup_database(installation):
 @pytest.fixture
 def cleaning(domain, cleanup_database):
     """A run that is yet to begin."""
-    return lambda **named: Cleanup(cleanup_database, domain.volume, rules(**named))
+    volume = Volume(domain.volume.root, instance="cleanup.test")
+    return lambda **named: Cleanup(cleanup_database, volume, rules(**named))
 
 
 @pytest.fixture
@@ -263,7 +264,7 @@ async def test_bytes_that_cannot_be_removed_do_not_keep_the_others(domain, acme,
 
 
 async def test_bytes_that_the_system_will_not_move_do_not_keep_the_others(domain, acme, cleanup_database, tmp_path):
-    volume = Volume(tmp_path / "volume", instance="broker")
+    volume = Volume(tmp_path / "volume", instance="cleanup.test")
     volume.prepare(domain.volume.identity())
     contents = [str(number).encode() for number in range(5)]
     files = [await keep(domain, acme, content) for content in contents]
