@@ -18,7 +18,7 @@ CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed"}
 ANY = ("malformed_request", "request_timeout", "request_head_too_large", "internal_error")
 """What every address can answer, whatever is asked."""
 
-KEYED = (*ANY, "unauthenticated", "database_unavailable")
+KEYED = (*ANY, "unauthenticated", "database_unavailable", "audit_unavailable")
 """What every address with a key can answer; with `forbidden` where not every role will do."""
 
 IDEMPOTENT = ("invalid_request", "idempotency_conflict")
@@ -41,6 +41,9 @@ UPLOAD = (
 
 ADMISSION = ("model_not_found", "tenant_backlog_full", "pool_backlog_full", "pool_draining")
 """What a job can be refused with, however good its inputs are."""
+
+SUBMITTED = (*KEYED, "forbidden", *IDEMPOTENT, *ADMISSION)
+"""What every way to a new job can be refused with."""
 
 
 def install(app: FastAPI) -> None:

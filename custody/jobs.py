@@ -15,6 +15,7 @@ from custody.database import Transaction
 from custody.ids import new_id
 from custody.wire import (
     Detection,
+    EngineReference,
     File,
     InputError,
     InputResult,
@@ -37,7 +38,8 @@ COUNT_AGAIN_SECONDS = 1.0
 """An open job's progress is counted at most this often, however many watch it."""
 
 COLUMNS = """
-    id, state, model, parameters, priority, metadata, total, done, failed, created_at, finished_at, expires_at
+    id, state, model, parameters, priority, metadata, total, done, failed, created_at, finished_at, expires_at,
+    rerun_of
 """
 
 COUNTED = """
@@ -198,7 +200,8 @@ class Jobs:
             SELECT * FROM (
             SELECT t.input, {SEEN_STATE} AS state, t.file_id, t.filename, t.sha256, t.width, t.height,
                    t.attempt - t.spared AS attempts, t.error_code, t.error_detail, j.parameters,
-                   r.model, r.model_version, r.model_digest, r.detections, r.timings,
+                   r.model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
+                   r.detections, r.timings,
                    sum(octet_length(r.detections::text)) OVER (
                        ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
             FROM wharf.tasks t
@@ -335,9 +338,11 @@ def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[
 
 
 def _result(row: DictRow) -> InputResult:
-    model = timings = detections = error = None
+    model = engine = timings = detections = error = None
     if row["model"] is not None:
         model = ModelReference(name=row["model"], version=row["model_version"], digest=row["model_digest"].hex())
+        if row["engine"] is not None:
+            engine = EngineReference(name=row["engine"], version=row["engine_version"])
         detections = [Detection(**detection) for detection in row["detections"]]
         timings = Timings(**row["timings"])
     if row["state"] in ("failed", "unprocessable"):
@@ -352,6 +357,8 @@ def _result(row: DictRow) -> InputResult:
         height=row["height"],
         attempts=row["attempts"],
         model=model,
+        engine=engine,
+        verified=row["verified"],
         parameters=Parameters(**row["parameters"]),
         detections=detections,
         timings=timings,

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body, paging
+from broker import body, paging, problems
 from broker.access import Admin, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.backlog import Admission
@@ -14,10 +14,12 @@ from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
 from broker.submission import ACCEPTED, admit, announce, answer_job
 from custody import idempotency, reruns
+from custody.audit import Action
 from custody.database import Transaction
 from custody.errors import CustodyError
 from custody.reruns import Match, Original, Walk
-from custody.wire import InputError, Job, Retried, RetryBatch, RetryRequest
+from custody.tenants import Principal
+from custody.wire import InputError, Job, Outcome, Retried, RetryBatch, RetryRequest
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -33,7 +35,14 @@ RETRY_BODY = {
 }
 
 
-@router.post("/{job_id}/rerun", response_model=Job, responses=ACCEPTED)
+@router.post(
+    "/{job_id}/rerun",
+    response_model=Job,
+    responses={
+        **ACCEPTED,
+        **problems.answers(*problems.SUBMITTED, "not_found", "gone", "input_gone", "job_not_ended", "nothing_to_rerun"),
+    },
+)
 async def rerun(
     request: Request,
     service: ServiceDep,
@@ -51,22 +60,36 @@ async def rerun(
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
         if not replay:
             original = await _original(transaction, repeated, only_failed=only is not None)
-            new_job = await _submit(request, service, admission, transaction, tenant, original)
+            new_job = await _submit(request, service, principal, admission, transaction, tenant, original)
             await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[new_job])
+        else:
+            await service.audit.record(
+                transaction,
+                principal,
+                request.scope["request_id"],
+                Action.JOB_RERUN,
+                outcome=Outcome.REPLAYED,
+                jobs=replay.resource,
+            )
     if replay:
         return await answer_job(request, service, tenant, replay.resource[0])
     announce(service, new_job, original.model, original.priority, len(original.inputs))
     return await answer_job(request, service, tenant, new_job)
 
 
-@router.post("/retry", response_model=RetryBatch, openapi_extra=RETRY_BODY)
+@router.post(
+    "/retry",
+    response_model=RetryBatch,
+    responses=problems.answers(*problems.SUBMITTED, *problems.JSON_BODY),
+    openapi_extra=RETRY_BODY,
+)
 async def retry(
     request: Request, service: ServiceDep, principal: Admin, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Reruns the failed inputs of ended jobs that fit a filter, the oldest first, in batches: `next_cursor` goes on. A
     job that has been rerun already is left out, so sending a retry twice reruns nothing twice. A job that cannot be
     rerun is told with its error; where there is no room now, the batch ends before it."""
-    wish = await body.read_json(request, RetryRequest, service.settings.max_request_bytes)
+    wish = await body.read_json(request, RetryRequest, service.settings)
     tenant = principal.tenant_id
     wanted = idempotency.fingerprint("POST /v1/jobs/retry", wish.model_dump(mode="json"), [])
     walk = paging.decode_walk(wish.cursor) if wish.cursor is not None else None
@@ -77,14 +100,23 @@ async def retry(
         # A walk whose first answer was lost is the same walk again.
         walk = walk or Walk(replay.began if replay else await reruns.now(transaction))
         matches = await reruns.matching(transaction, wish, walk)
-    done = await _retry_batch(request, service, walk, matches, dry_run=wish.dry_run)
+        # The order; what came of it has a receipt of its own in each job's tenant.
+        await service.audit.record(
+            transaction,
+            principal,
+            request.scope["request_id"],
+            Action.JOB_RETRIED,
+            outcome=Outcome.REPLAYED if replay else Outcome.DONE,
+            details={"all_tenants": wish.all_tenants, "dry_run": wish.dry_run},
+        )
+    done = await _retry_batch(request, service, principal, walk, matches, dry_run=wish.dry_run)
     over = len(done) == len(matches) < wish.limit
-    following = None if over else paging.encode_walk(Walk(walk.began, done[-1].job))
+    following = None if over else paging.encode(Walk(walk.began, done[-1].job))
     return answer(RetryBatch(jobs=done, next_cursor=following))
 
 
 async def _retry_batch(
-    request: Request, service: Service, walk: Walk, matches: list[Match], *, dry_run: bool
+    request: Request, service: Service, principal: Principal, walk: Walk, matches: list[Match], *, dry_run: bool
 ) -> list[Retried]:
     """What came of each; fewer than were given where the batch ends early, but one at least.
 
@@ -97,7 +129,7 @@ async def _retry_batch(
         new_job, error = match.rerun, None
         if not dry_run:
             try:
-                new_job = await _retry(request, service, walk, match)
+                new_job = await _retry(request, service, principal, walk, match)
                 inputs += match.failed
             except CustodyError as refusal:
                 if refusal.kind.retryable:
@@ -109,14 +141,14 @@ async def _retry_batch(
     return done
 
 
-async def _retry(request: Request, service: Service, walk: Walk, match: Match) -> UUID:
+async def _retry(request: Request, service: Service, principal: Principal, walk: Walk, match: Match) -> UUID:
     """The job that reruns this one's failed inputs, made now or by another try of the same walk."""
     tenant = match.tenant_id
     async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
         if known := await reruns.rerun_since(transaction, match.job, walk.began):
             return known
         original = await _original(transaction, match.job, only_failed=True)
-        new_job = await _submit(request, service, admission, transaction, tenant, original)
+        new_job = await _submit(request, service, principal, admission, transaction, tenant, original)
     announce(service, new_job, original.model, original.priority, len(original.inputs))
     return new_job
 
@@ -131,6 +163,7 @@ async def _original(transaction: Transaction, job_id: UUID, *, only_failed: bool
 async def _submit(
     request: Request,
     service: Service,
+    principal: Principal,
     admission: Admission,
     transaction: Transaction,
     tenant: UUID,
@@ -139,4 +172,14 @@ async def _submit(
     await admit(service, admission, transaction, tenant, original.model, len(original.inputs))
     held = await service.files.hold_known(transaction, [each.sha256 for each in original.inputs])
     reruns.require_held(original, held)
-    return await reruns.submit(transaction, original, traceparent=request.scope["traceparent"])
+    new_job = await reruns.submit(transaction, original, traceparent=request.scope["traceparent"])
+    await service.audit.record(
+        transaction,
+        principal,
+        request.scope["request_id"],
+        Action.JOB_RERUN,
+        jobs=[new_job, original.job_id],
+        sha256=sorted(held),
+        names=[original.model],
+    )
+    return new_job

@@ -195,10 +195,10 @@ class Installation:
             f"http://127.0.0.1:{self.port}", key.read_text().strip(), self._database("postgres"), self.volume
         )
 
-    def broker(self, **settings: str) -> Part:
-        part = self._part("broker", ("broker",), "wharf_api", {"WHARF_PORT": str(self.port), **settings})
+    def broker(self, name: str = "broker", **settings: str) -> Part:
+        part = self._part(name, ("broker",), "wharf_api", {"WHARF_PORT": str(self.port), **settings})
         part.start()
-        part.until(lambda: answers(f"http://127.0.0.1:{self.port}/livez"))
+        part.until(lambda: answers(f"http://127.0.0.1:{part.environment['WHARF_PORT']}/livez"))
         return part
 
     def worker(self, name: str, **settings: str) -> Part:
@@ -216,6 +216,15 @@ class Installation:
         """Not started yet."""
         more = {"WHARF_INSTANCE": name, "WHARF_HEALTH_PORT": str(free_port()), "WHARF_AMQP_URL": amqp_url, **settings}
         return self._part(name, ("relay",), "wharf_relay", more)
+
+    def cleanup(self, name: str, every_seconds: float, **settings: str) -> Part:
+        """Not started yet."""
+        more = {"WHARF_INSTANCE": name, "WHARF_HEALTH_PORT": str(free_port()), **settings}
+        return self._part(name, ("cleanup", "--every", f"{every_seconds:g}"), "wharf_cleanup", more)
+
+    def verify(self, *arguments: str, **settings: str) -> Part:
+        """Not started yet."""
+        return self._part("verify", ("verify", *arguments), "wharf_cleanup", {"WHARF_HEALTH_PORT": "0", **settings})
 
     def stop(self) -> None:
         for part in reversed(self._parts):

@@ -15,14 +15,14 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from broker.maintenance.cleanup import Cleanup, Rules, preview
+from broker.maintenance.cleanup import BATCH, Cleanup, Rules, preview
 from custody import cleanup as statements
 from custody.cleanup import Retention, Run, list_runs
 from custody.database import Database
 from custody.errors import StartError
 from custody.ids import new_id
 from custody.installation import sweep_off, turn_sweep_on
-from custody.instance import CleanupLock
+from custody.instance import Alone
 from custody.removal import FOLDERS
 from custody.volume import Volume, blob_path
 from standalone.cluster import programs_of_the_wheel
@@ -56,7 +56,13 @@ def clean(cleaning):
 
 def rules(**named) -> Rules:
     """Without grace, and without a sweep, unless they are asked for."""
-    given = {"retention": RETENTION, "grace": None, "staging": timedelta(hours=24), "orphan_fraction": 0.1}
+    given = {
+        "retention": RETENTION,
+        "receipt_days": 365,
+        "grace": None,
+        "staging": timedelta(hours=24),
+        "orphan_fraction": 0.1,
+    }
     return Rules(**{**given, "sweep": False, **named})
 
 
@@ -555,7 +561,7 @@ async def test_a_preview_changes_nothing_and_says_what_would_go(domain, acme, gl
 
 async def test_a_second_cleanup_is_kept_out(domain, acme, installation):
     await expire(domain, await keep(domain, acme, b"a picture"))
-    async with CleanupLock(installation.url("wharf_cleanup")) as taken:
+    async with Alone(installation.url("wharf_cleanup"), work="cleanup") as taken:
         assert taken
         ended = await asyncio.to_thread(command, installation, "--now")
         assert (ended.returncode, ended.stdout) == (
@@ -631,6 +637,25 @@ async def test_uploads_of_the_same_bytes_during_cleanups_lose_nothing(domain, ac
     assert removed
     await cleaning().run()
     assert tree(domain) == sorted(blob_path(digest(content)) for content in contents)
+
+
+async def test_old_receipts_go_batch_by_batch_and_the_others_stay(domain, acme, clean):
+    count = "SELECT count(*) AS receipts FROM wharf.audit"
+    for age, receipts in (("366 days", 2 * BATCH + 1), ("364 days", 3)):
+        domain.rows(
+            """
+            INSERT INTO wharf.audit (tenant_id, id, at, key_id, request_id, action, outcome)
+            SELECT %s, (left(wharf.first_id_at(at)::text, 24) || lpad(to_hex(n), 12, '0'))::uuid, at,
+                gen_random_uuid(), 'r', 'file.read', 'done'
+            FROM generate_series(1, %s) n, (SELECT now() - %s::interval AS at) moment
+            """,
+            [acme, receipts, age],
+        )
+    run = await clean()
+    assert (run.stopped, run.errors) == ("done", 0)
+    assert domain.rows(count) == [{"receipts": 3}]
+    await clean(receipt_days=30)
+    assert domain.rows(count) == [{"receipts": 0}]
 
 
 async def keep(domain: Domain, tenant: UUID, content: bytes) -> UUID:

@@ -76,6 +76,7 @@ async def test_a_cleanup_reads_what_is_due_and_no_more(installation):
     before = read(installation)
     rules = Rules(
         retention=Retention(files=timedelta(days=30), jobs=timedelta(days=90)),
+        receipt_days=365,
         grace=None,
         staging=timedelta(days=1),
         orphan_fraction=0.1,
