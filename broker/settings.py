@@ -1,5 +1,7 @@
 """The settings of a broker process."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from custody.settings import ProcessSettings, VolumeSettings
@@ -41,5 +43,9 @@ class BrokerSettings(VolumeSettings, ProcessSettings):
     )
     ready_needs_worker: bool = Field(
         default=False, description="/readyz waits for a warm worker too: for one machine, where both start together"
+    )
+    audit_reads: Literal["none", "content", "all"] = Field(
+        default="content",
+        description="Reads that leave a receipt: `none`, `content` (of files and results), `all` (lists and facts too)",
     )
     database_connections: int = Field(default=16, gt=0, description="Most connections to the database")

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from wharfinger.commands import files, jobs, keys, models, pools, server
+from wharfinger.commands.audit import audit
 from wharfinger.commands.failures import exit_code, explain
 from wharfinger.commands.output import say
 from wharfinger.commands.predict import predict
@@ -53,6 +54,7 @@ def _wharf(
 
 app.command()(predict)
 app.command()(upload)
+app.command()(audit)
 for _noun, _commands in {"files": files, "jobs": jobs, "models": models, "pools": pools, "keys": keys}.items():
     app.add_typer(_commands.app, name=_noun)
 server.register(app, entry_points(group=server.GROUP))
