@@ -1,5 +1,5 @@
-"""Database and volume put back to different moments: what was lost is told, nothing is removed until it is accepted, and
-what users bring again works."""
+"""Database and volume put back to different moments: what was lost is told, nothing is removed until it is accepted,
+and what users bring again works."""
 
 import io
 import json
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -33,20 +34,16 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.up = Up(folder, SETTINGS)
         self.saved = folder / "saved"
+        self._open = ExitStack()
         self.service: Service
         self.http: httpx.Client
 
     def start(self) -> None:
         self.service = self.up.start()
-        self.http = httpx.Client(
-            base_url=self.service.url,
-            headers={"Authorization": f"Bearer {self.service.key}"},
-            timeout=60,
-            trust_env=False,
-        )
+        self.http = self._open.enter_context(self.service.client())
 
     def stop(self) -> None:
-        self.http.close()
+        self._open.close()
         self.up.part.stop()
 
     def save(self, name: str) -> None:
@@ -92,7 +89,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     try:
         yield machine
     finally:
-        machine.up.part.stop()
+        machine.stop()
 
 
 def picture() -> bytes:
