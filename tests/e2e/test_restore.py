@@ -4,8 +4,10 @@ and what users bring again works."""
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import sha256
@@ -84,12 +86,15 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(tmp_path)
+def machine() -> Iterator[Machine]:
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="wharf-restore-", dir=memory if memory.is_dir() else None))
+    machine = Machine(folder)
     try:
         yield machine
     finally:
         machine.stop()
+        shutil.rmtree(folder)
 
 
 def picture() -> bytes:
