@@ -8,10 +8,10 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 
 from broker import problems
-from broker.routes import files, health, jobs, keys, models, pools
+from broker.routes import files, health, jobs, keys, models, pools, tenant
 from broker.service import Service
 from broker.tracing import RequestTracing
-from custody.wire import JobSubmission, KeyRequest, Problem
+from custody.wire import FilePatch, JobSubmission, KeyRequest, Problem, TenantPatch
 
 SWAGGER_UI = Path(swagger_ui_bundle.swagger_ui_path)
 
@@ -27,7 +27,7 @@ def build_app(service: Service) -> FastAPI:
         responses={"4XX": {"model": Problem, "content": {"application/problem+json": {}}}},
     )
     app.state.service = service
-    for noun in (files, jobs, models, pools, keys, health):
+    for noun in (files, jobs, models, pools, keys, tenant, health):
         app.include_router(noun.router)
     problems.install(app)
     app.mount("/docs/assets", StaticFiles(directory=SWAGGER_UI))
@@ -50,7 +50,7 @@ def build_app(service: Service) -> FastAPI:
 def _describe_bodies(app: FastAPI) -> None:
     """Adds the bodies that the routes read themselves, after the key was checked, to the OpenAPI document."""
     document = app.openapi()  # what it answers from now on: changed in place
-    for body in (JobSubmission, KeyRequest):
+    for body in (FilePatch, JobSubmission, KeyRequest, TenantPatch):
         schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"].update(schema.pop("$defs", {}))
         document["components"]["schemas"][body.__name__] = schema

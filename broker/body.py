@@ -69,6 +69,14 @@ async def read_json(request: Request, kind: type[B], max_bytes: int) -> B:
         raise problems.invalid(error) from None
 
 
+def fields_of(received: Body, kind: type[B]) -> B:
+    """The text fields. Raises `CustodyError` with the name of one that is wrong."""
+    try:
+        return kind.model_validate(received.fields)
+    except ValidationError as error:
+        raise problems.invalid(error) from None
+
+
 async def _raw(request: Request, service: Service, staged: AsyncExitStack) -> Body:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > service.settings.max_file_bytes:

@@ -57,7 +57,7 @@ async def serve(settings: BrokerSettings) -> None:
             settings=settings,
             database=database,
             volume=volume,
-            files=Files(volume),
+            files=Files(volume, retention_days=settings.file_retention_days),
             jobs=Jobs(),
             tasks=Tasks(),
             backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),

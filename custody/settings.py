@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from custody.errors import StartError
+from custody.wire import MOST_DAYS
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -70,6 +71,14 @@ class TaskSettings(BaseSettings):
     lease_seconds: float = Field(default=30.0, gt=0, description="A worker silent for longer loses its tasks")
     reconcile_seconds: float = Field(default=5.0, gt=0, description="Pause between looks for what a death left behind")
     max_attempts: int = Field(default=3, ge=1, description="Tries before a task fails")
+
+
+class RetentionSettings(BaseSettings):
+    """How long things are kept where neither their owner nor its tenant says otherwise."""
+
+    file_retention_days: float = Field(
+        default=30, gt=0, le=MOST_DAYS, description="Files are kept so long, unless their upload or tenant says another"
+    )
 
 
 def load(settings: type[S], **given: Any) -> S:

@@ -8,7 +8,7 @@ import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
-from broker import body, paging, problems
+from broker import body, paging
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.backlog import Admission
@@ -56,6 +56,7 @@ PREDICT_BODY = {
                         "max_detections": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 300},
                         "priority": {"type": "string", "enum": ["interactive", "batch"]},
                         "expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
+                        "file_expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
                         "metadata": {"type": "string", "description": "A JSON object"},
                     },
                 }
@@ -81,14 +82,14 @@ async def predict(
     """Upload and job in one call, one transaction. With `Prefer: wait=SECONDS` the answer has the boxes."""
     tenant = principal.tenant_id
     async with body.receive(request, service, part="image", raw=False) as received:
-        wish = _wish(received.fields)
+        wish = body.fields_of(received, PredictFields)
         digests = [upload.staged.sha256 for upload in received.uploads]
         wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
         async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
                 model = await _admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
-                kept = await service.files.keep(transaction, tenant, received.uploads)
+                kept = await service.files.keep(transaction, tenant, received.uploads, kept_for=wish.file_expires_in)
                 job_id = await service.jobs.submit(
                     transaction,
                     tenant,
@@ -239,13 +240,6 @@ def _announce(service: Service, job_id: UUID, model: str, priority: Priority, in
     service.notices.tell(tasks_queued(model, priority))
     service.metrics.inputs.labels(model).inc(inputs)
     log.info("job_submitted", job_id=str(job_id), model=model, inputs=inputs)
-
-
-def _wish(fields: Mapping[str, str]) -> PredictFields:
-    try:
-        return PredictFields.model_validate(fields)
-    except ValidationError as error:
-        raise problems.invalid(error) from None
 
 
 def _check_inputs(wish: JobSubmission, most: int) -> None:
