@@ -8,10 +8,10 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 
 from broker import problems
-from broker.routes import files, health, jobs, keys, models, pools, tenant
+from broker.routes import files, health, jobs, keys, models, pools, reruns, tenant
 from broker.service import Service
 from broker.tracing import RequestTracing
-from custody.wire import FilePatch, JobSubmission, KeyRequest, Problem, TenantPatch
+from custody.wire import FilePatch, JobSubmission, KeyRequest, Problem, RetryRequest, TenantPatch
 
 SWAGGER_UI = Path(swagger_ui_bundle.swagger_ui_path)
 
@@ -24,10 +24,9 @@ def build_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses={"4XX": {"model": Problem, "content": {"application/problem+json": {}}}},
     )
     app.state.service = service
-    for noun in (files, jobs, models, pools, keys, tenant, health):
+    for noun in (files, jobs, reruns, models, pools, keys, tenant, health):
         app.include_router(noun.router)
     problems.install(app)
     app.mount("/docs/assets", StaticFiles(directory=SWAGGER_UI))
@@ -48,11 +47,22 @@ def build_app(service: Service) -> FastAPI:
 
 
 def _describe_bodies(app: FastAPI) -> None:
-    """Adds the bodies that the routes read themselves, after the key was checked, to the OpenAPI document."""
+    """Adds what routes read and answer by themselves to the OpenAPI document: the bodies that are read after the key
+    was checked, and the problems, which take the place of the framework's own."""
     document = app.openapi()  # what it answers from now on: changed in place
-    for body in (FilePatch, JobSubmission, KeyRequest, TenantPatch):
+    for body in (FilePatch, JobSubmission, KeyRequest, Problem, RetryRequest, TenantPatch):
         schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"].update(schema.pop("$defs", {}))
         document["components"]["schemas"][body.__name__] = schema
+    for framework in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(framework, None)
+    for operations in document["paths"].values():
+        for method, operation in operations.items():
+            refusal = operation["responses"].get("422", {})
+            if "application/problem+json" not in refusal.get("content", {}):
+                operation["responses"].pop("422", None)  # any text is a name or an id: at worst there is no such thing
+            if method == "head":
+                for answered in operation["responses"].values():
+                    answered.pop("content", None)
     document["components"]["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"api_key": []}]

@@ -1,6 +1,8 @@
 """Request bodies: files streamed to the volume as they arrive, and JSON read up to a limit."""
 
+import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from broker import problems
 from broker.service import Service
+from broker.settings import BrokerSettings
 from custody.errors import CustodyError
 from custody.files import Upload
 from custody.volume import Staging
@@ -54,17 +57,19 @@ async def receive(request: Request, service: Service, *, part: str, raw: bool) -
         yield body
 
 
-async def read_json(request: Request, kind: type[B], max_bytes: int) -> B:
+async def read_json(request: Request, kind: type[B], settings: BrokerSettings) -> B:
+    """Raises `CustodyError` for what is too long, too slow or no such JSON. A number is a number here, not its text."""
     data = bytearray()
+    max_bytes = settings.max_request_bytes
     try:
-        async for chunk in request.stream():
+        async for chunk in _arriving(request, settings):
             data += chunk
             if len(data) > max_bytes:
                 raise CustodyError("request_too_large", f"A JSON body may have {max_bytes} bytes at most.")
     except ClientDisconnect:
         raise CustodyError("client_disconnected", "The client went away in the middle of its body.") from None
     try:
-        return kind.model_validate_json(bytes(data))
+        return kind.model_validate_json(bytes(data), strict=True)
     except ValidationError as error:
         raise problems.invalid(error) from None
 
@@ -77,12 +82,39 @@ def fields_of(received: Body, kind: type[B]) -> B:
         raise problems.invalid(error) from None
 
 
+async def _arriving(request: Request, settings: BrokerSettings) -> AsyncIterator[bytes]:
+    """The body as it comes, and not slower than it may. Counted is the time that we wait for the client, not the time
+    that the disk takes."""
+    chunks = request.stream()
+    waited, came = 0.0, 0
+    while True:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(settings.body_idle_seconds):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise CustodyError(
+                "request_timeout", f"No byte of the body came for {settings.body_idle_seconds:g} s. Send it again."
+            ) from None
+        if chunk is None:
+            return
+        waited, came = waited + time.monotonic() - began, came + len(chunk)
+        if waited >= settings.body_idle_seconds:
+            if came < waited * settings.min_upload_bytes_per_second:
+                raise CustodyError(
+                    "request_timeout",
+                    f"The body comes slower than {settings.min_upload_bytes_per_second:g} bytes a second.",
+                )
+            waited, came = 0.0, 0
+        yield chunk
+
+
 async def _raw(request: Request, service: Service, staged: AsyncExitStack) -> Body:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > service.settings.max_file_bytes:
         raise CustodyError("file_too_large", f"A file may have {service.settings.max_file_bytes} bytes at most.")
     staging = await staged.enter_async_context(service.volume.stage(service.settings.max_file_bytes))
-    async for chunk in request.stream():
+    async for chunk in _arriving(request, service.settings):
         await staging.write(chunk)
     return Body([await _sealed(service, staging, _declared_name(request.headers.get("content-disposition", "")))])
 
@@ -97,7 +129,7 @@ async def _multipart(request: Request, service: Service, staged: AsyncExitStack,
         segment: MultipartSegment | None = None
         staging: Staging | None = None
         text = bytearray()
-        async for chunk in request.stream():
+        async for chunk in _arriving(request, service.settings):
             for event in parser.parse(chunk):
                 if isinstance(event, MultipartSegment):
                     segment, staging, text = event, None, bytearray()

@@ -12,6 +12,7 @@ from prometheus_client import start_http_server
 
 from broker.app import build_app
 from broker.backlog import Backlog
+from broker.connection import Connection
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
@@ -75,7 +76,8 @@ async def serve(settings: BrokerSettings) -> None:
                 build_app(service),
                 host=settings.host,
                 port=settings.port,
-                http="httptools",
+                http=_protocol(settings),
+                ws="none",
                 loop="none",
                 log_config=None,
                 access_log=False,
@@ -84,6 +86,10 @@ async def serve(settings: BrokerSettings) -> None:
             ),
         )
         await server.serve()
+
+
+def _protocol(settings: BrokerSettings) -> type[Connection]:
+    return type("Connection", (Connection,), {"head_seconds": settings.request_head_seconds})
 
 
 def _serve_metrics(settings: BrokerSettings, service: Service) -> None:

@@ -3,10 +3,12 @@
 import base64
 import binascii
 from collections.abc import Callable
+from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
 from custody.errors import CustodyError
+from custody.reruns import Walk
 
 K = TypeVar("K")
 
@@ -23,6 +25,22 @@ def decode_number(cursor: str | None) -> int | None:
     return None if cursor is None else _decoded(cursor, _number)
 
 
+def encode_walk(walk: Walk) -> str:
+    return encode(f"{walk.began.isoformat()} {walk.after}")
+
+
+def decode_walk(cursor: str) -> Walk:
+    return _decoded(cursor, _walk)
+
+
+def _walk(text: str) -> Walk:
+    began, _, after = text.partition(" ")
+    moment = datetime.fromisoformat(began)
+    if moment.tzinfo is None:
+        raise ValueError(text)
+    return Walk(moment, UUID(after))
+
+
 def _number(text: str) -> int:
     number = int(text)
     if not 0 <= number < 2**31:
@@ -32,8 +50,12 @@ def _number(text: str) -> int:
 
 def _decoded(cursor: str, kind: Callable[[str], K]) -> K:
     try:
-        return kind(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode())
+        key = kind(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode())
+        # Python reads many spellings of a number or an id; ours is one.
+        if encode(key) != cursor:
+            raise ValueError(cursor)
     except (binascii.Error, ValueError):
         raise CustodyError(
             "invalid_request", "This cursor is none of ours. Start without one.", field="cursor"
         ) from None
+    return key

@@ -1,5 +1,7 @@
 """Errors as RFC 9457 problem details: every one has a stable code, and none says more than the caller may know."""
 
+from typing import Any
+
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,11 +15,50 @@ log = structlog.get_logger()
 
 CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed"}
 
+ANY = ("malformed_request", "request_timeout", "request_head_too_large", "internal_error")
+"""What every address can answer, whatever is asked."""
+
+KEYED = (*ANY, "unauthenticated", "database_unavailable")
+"""What every address with a key can answer; with `forbidden` where not every role will do."""
+
+IDEMPOTENT = ("invalid_request", "idempotency_conflict")
+JSON_BODY = ("invalid_request", "request_too_large")
+UPLOAD = (
+    "invalid_request",
+    "malformed_body",
+    "missing_part",
+    "empty_file",
+    "too_many_parts",
+    "file_too_large",
+    "request_too_large",
+    "unsupported_media_type",
+    "damaged_image",
+    "too_many_pixels",
+    "volume_unavailable",
+    "volume_full",
+)
+"""What a body that brings pictures can be refused with."""
+
+ADMISSION = ("model_not_found", "tenant_backlog_full", "pool_backlog_full", "pool_draining")
+"""What a job can be refused with, however good its inputs are."""
+
 
 def install(app: FastAPI) -> None:
     app.add_exception_handler(CustodyError, _custody_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
+
+
+def answers(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """These refusals as an operation of the OpenAPI document lists them: by status, each with its codes."""
+    by_status: dict[int | str, list[str]] = {}
+    for code in sorted(set(codes), key=list(KINDS).index):
+        by_status.setdefault(KINDS[code].status, []).append(f"`{code}`: {KINDS[code].title}")
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": "\n\n".join(lines), "content": {"application/problem+json": {"schema": schema}}}
+        for status, lines in by_status.items()
+    }
 
 
 def invalid(error: ValidationError | RequestValidationError) -> CustodyError:
@@ -32,18 +73,24 @@ def invalid(error: ValidationError | RequestValidationError) -> CustodyError:
 
 
 def render(request: Request, error: CustodyError) -> Response:
+    return answer_to(request.scope.get("request_id", ""), error)
+
+
+def answer_to(request_id: str, error: CustodyError) -> Response:
     problem = Problem(
         type=f"urn:wharfinger:problem:{error.code}",
         title=error.kind.title,
         status=error.kind.status,
         code=error.code,
         detail=error.detail,
-        request_id=request.scope.get("request_id", ""),
+        request_id=request_id,
         field=error.field,
     )
     headers = {}
     if error.kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.kind.status == 408:
+        headers["Connection"] = "close"  # the rest of the body may still come: it is no next request
     if error.size is not None:
         headers["Content-Range"] = f"bytes */{error.size}"
     if error.retry_after is not None:

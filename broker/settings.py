@@ -17,6 +17,15 @@ class BrokerSettings(VolumeSettings, RetentionSettings, ProcessSettings):
     max_pixels: int = Field(default=100_000_000, gt=0, description="Largest picture, width x height")
     max_request_bytes: int = Field(default=8 << 20, gt=0, description="Largest JSON body")
     max_job_inputs: int = Field(default=MOST_INPUTS, gt=0, le=MOST_INPUTS, description="Inputs of one job")
+    request_head_seconds: float = Field(default=20.0, gt=0, description="Longest that a request's headers may take")
+    body_idle_seconds: float = Field(
+        default=30.0, gt=0, description="Longest that no byte of a body may come, before its request gets 408"
+    )
+    min_upload_bytes_per_second: float = Field(
+        default=1024.0,
+        ge=0,
+        description="Slowest that a body may come, over WHARF_BODY_IDLE_SECONDS of waiting for it, before it gets 408",
+    )
     max_pool_backlog: int = Field(
         default=1_000_000, gt=0, lt=2**31, description="Inputs that may wait for one model before jobs get 503"
     )

@@ -39,6 +39,9 @@ SEE_AS = "SELECT set_config('wharf.tenant', %s, true)"
 
 OLDEST_POSTGRES = 15
 
+NEEDED_MIGRATION = 5
+"""The newest migration of this release: processes start on its schema or a newer one, which still suits them."""
+
 ROLES = ("wharf_owner", "wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup")
 
 
@@ -87,8 +90,8 @@ class Database:
         await self.close()
 
     async def open(self) -> None:
-        """Raises `StartError` where the server does not answer, is too old, has no schema, or the role could go
-        around row-level security."""
+        """Raises `StartError` where the server does not answer, is too old, has a schema older than this
+        program needs or none, or the role could go around row-level security."""
         await _check(self._url, self._role)
         await self._pool.open()
 
@@ -205,6 +208,24 @@ async def describe(transaction: Transaction) -> Server:
     return Server(**row)
 
 
+async def schema_version(connection: AsyncConnection[DictRow]) -> int:
+    """The newest migration that was applied; 0 where there is none, or none that processes may see."""
+    found = await connection.execute(
+        """
+        SELECT has_schema_privilege(n.oid, 'USAGE') AND has_column_privilege(c.oid, 'version', 'SELECT') AS readable
+        FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid
+        WHERE n.nspname = 'wharf' AND c.relname = 'migrations'
+        """
+    )
+    row = await found.fetchone()
+    if row is None or not row["readable"]:
+        return 0
+    found = await connection.execute("SELECT coalesce(max(version), 0) AS version FROM wharf.migrations")
+    row = await found.fetchone()
+    assert row is not None
+    return int(row["version"])
+
+
 async def _check(url: str, role: str | None) -> None:
     try:
         async with await AsyncConnection.connect(url, connect_timeout=10, row_factory=dict_row) as connection:
@@ -213,7 +234,6 @@ async def _check(url: str, role: str | None) -> None:
                 SELECT current_setting('server_version_num')::int / 10000 AS version,
                        current_user AS "user",
                        r.rolsuper OR r.rolbypassrls AS unwalled,
-                       to_regclass('wharf.installation') IS NOT NULL AS migrated,
                        ARRAY (SELECT o.rolname::text FROM pg_roles o
                               WHERE o.rolname = ANY (%s) AND pg_has_role(o.oid, 'MEMBER')) AS roles
                 FROM pg_roles r WHERE r.rolname = current_user
@@ -221,6 +241,7 @@ async def _check(url: str, role: str | None) -> None:
                 [list(ROLES)],
             )
             row = await found.fetchone()
+            version = await schema_version(connection)
     except psycopg.Error as error:
         raise StartError(
             f"WHARF_DATABASE_URL: the database does not answer: {str(error).strip()}\n"
@@ -240,5 +261,8 @@ async def _check(url: str, role: str | None) -> None:
             f"WHARF_DATABASE_URL: {row['user']} has the roles {', '.join(row['roles']) or '(none of ours)'}; this "
             f"process needs {role} and no other. Make it a login of its own: CREATE ROLE name LOGIN IN ROLE {role}"
         )
-    if not row["migrated"]:
-        raise StartError("The database has no Wharfinger schema yet: run `wharf migrate` with the owner's URL first.")
+    if version < NEEDED_MIGRATION:
+        raise StartError(
+            f"The database's schema is at migration {version or 'none'}, this program needs {NEEDED_MIGRATION}: "
+            "run `wharf migrate` of this release with the owner's URL first."
+        )

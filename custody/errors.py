@@ -18,6 +18,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         # The request
         "invalid_request": Kind(422, "The request is not valid"),
+        "malformed_request": Kind(400, "This is no HTTP request"),
+        "request_head_too_large": Kind(431, "The head of the request is larger than allowed"),
+        "request_timeout": Kind(408, "The request did not come in time", retryable=True),
         "malformed_body": Kind(400, "The body cannot be parsed"),
         "missing_part": Kind(422, "The body has no such part"),
         "empty_file": Kind(422, "The file is empty"),
@@ -33,6 +36,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "not_found": Kind(404, "Nothing here by that name"),
         "method_not_allowed": Kind(405, "The method does not fit this address"),
         "gone": Kind(410, "What this key created has been deleted since"),
+        "input_gone": Kind(410, "The bytes of an input are not held any more"),
+        "job_not_ended": Kind(409, "The job has not ended"),
+        "nothing_to_rerun": Kind(409, "No input of the job has failed"),
         "model_not_found": Kind(422, "No active model by that name"),
         "tenant_backlog_full": Kind(429, "Too much of yours waits for this model already", retryable=True),
         "range_not_satisfiable": Kind(416, "The range lies outside the file"),

@@ -181,6 +181,12 @@ class Files:
             named.append(file)
         return named
 
+    async def hold_known(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
+        """Those of the bytes that the tenant has a file of, held until the transaction ends."""
+        # Held first: whoever takes a file's bytes away for good takes this lock, and is seen by what follows.
+        present = await self._hold(transaction, wanted)
+        return await self._held(transaction, sorted(present))
+
     async def _by(self, transaction: Transaction, column: str, wanted: Sequence[object]) -> Mapping[object, File]:
         if not wanted:
             return {}

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -13,10 +14,11 @@ from custody.errors import CustodyError
 
 @dataclass(frozen=True)
 class Replay:
-    """What the first request with this key brought about."""
+    """What the first request with this key brought about, and when it came, by the database's clock."""
 
     status: int
     resource: Sequence[UUID]
+    began: datetime
 
 
 def fingerprint(route: str, fields: Mapping[str, Any], parts: Iterable[bytes]) -> bytes:
@@ -47,7 +49,10 @@ async def begin(transaction: Transaction, tenant: UUID, key: str | None, wanted:
     if inserted.rowcount == 1:
         return None
     found = await transaction.execute(
-        "SELECT fingerprint, status, resource FROM wharf.idempotency_keys WHERE tenant_id = %s AND key = %s",
+        """
+        SELECT fingerprint, status, resource, created_at FROM wharf.idempotency_keys
+        WHERE tenant_id = %s AND key = %s
+        """,
         [tenant, key],
     )
     row = await found.fetchone()
@@ -58,7 +63,7 @@ async def begin(transaction: Transaction, tenant: UUID, key: str | None, wanted:
             "This key was used for a request with another body. Take a new key for a new request.",
             field="Idempotency-Key",
         )
-    return Replay(row["status"], row["resource"])
+    return Replay(row["status"], row["resource"], row["created_at"])
 
 
 async def record(

@@ -36,6 +36,10 @@ PAGE_BYTES = 4 << 20
 COUNT_AGAIN_SECONDS = 1.0
 """An open job's progress is counted at most this often, however many watch it."""
 
+COLUMNS = """
+    id, state, model, parameters, priority, metadata, total, done, failed, created_at, finished_at, expires_at
+"""
+
 COUNTED = """
     count(*) FILTER (WHERE t.state = 'succeeded')::int AS done,
     count(*) FILTER (WHERE t.state IN ('failed', 'unprocessable'))::int AS failed,
@@ -123,7 +127,7 @@ class Jobs:
         return job_id
 
     async def get(self, transaction: Transaction, job_id: UUID) -> Job | None:
-        found = await transaction.execute("SELECT * FROM wharf.jobs WHERE id = %s", [job_id])
+        found = await transaction.execute(f"SELECT {COLUMNS} FROM wharf.jobs WHERE id = %s", [job_id])
         row = await found.fetchone()
         if row is None:
             return None
@@ -160,8 +164,8 @@ class Jobs:
     ) -> list[Job]:
         """Newest first, without results; `before`: the last id of the page before; `metadata`: pairs it contains."""
         found = await transaction.execute(
-            """
-            SELECT j.* FROM wharf.jobs j
+            f"""
+            SELECT {COLUMNS} FROM wharf.jobs j
             WHERE (%(before)s::uuid IS NULL OR j.id < %(before)s)
               AND (%(state)s::text IS NULL OR j.state = %(state)s)
               AND (%(begun)s::boolean IS NULL OR %(begun)s = EXISTS (
@@ -324,6 +328,7 @@ def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[
         created_at=row["created_at"],
         finished_at=row["finished_at"],
         expires_at=row["expires_at"],
+        rerun_of=row["rerun_of"],
         ready_workers=workers.get(row["model"], 0) if is_open else None,
         results=results,
     )

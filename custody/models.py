@@ -236,7 +236,8 @@ async def ready_workers(transaction: Transaction, names: Collection[str]) -> Map
 async def list_models(transaction: Transaction, name: str | None = None) -> list[Model]:
     found = await transaction.execute(
         """
-        SELECT m.*, (SELECT count(*) FROM wharf.workers w WHERE w.pool = m.name
+        SELECT m.name, m.version, m.digest, m.task, m.classes, m.input_width, m.input_height, m.state, m.created_at,
+               (SELECT count(*) FROM wharf.workers w WHERE w.pool = m.name
                      AND w.seen_at > now() - make_interval(secs => %(silent)s))::int AS ready_workers
         FROM wharf.models m WHERE %(name)s::text IS NULL OR m.name = %(name)s
         ORDER BY m.name, m.version DESC

@@ -4,7 +4,7 @@ import json
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import (
@@ -252,6 +252,7 @@ class Job(Wire):
     created_at: datetime
     finished_at: datetime | None
     expires_at: datetime | None = Field(default=None, description="What has not ended by then does not begin any more")
+    rerun_of: UUID | None = Field(default=None, description="The job whose inputs it runs again")
     ready_workers: int | None = Field(
         default=None, description="Living workers of its model now: with 0 it waits for one; null once it has ended"
     )
@@ -355,6 +356,41 @@ class JobSubmission(Wire):
     )
     metadata: JsonObject = Field(default_factory=dict)
     expires_in: ExpiresIn | None = None
+
+
+EndedUnwell = Literal["failed", "cancelled", "expired"]
+
+
+class RetryRequest(Wire):
+    """Which ended jobs with failed inputs to rerun: those that fit all that is given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state: EndedUnwell | None = None
+    model: Text | None = None
+    error_code: Text | None = Field(default=None, description="At least one input failed with this code")
+    metadata: JsonObject | None = Field(default=None, description="What the job's metadata contains")
+    created_after: AwareDatetime | None = Field(default=None, description="Created then or later")
+    created_before: AwareDatetime | None = Field(default=None, description="Created before")
+    limit: int = Field(default=100, ge=1, le=1000, description="Jobs in one batch, at most")
+    cursor: str | None = Field(default=None, description="`next_cursor` of the batch before")
+    dry_run: StrictBool = Field(default=False, description="Tells what matches and reruns nothing")
+    all_tenants: StrictBool = Field(default=False, description="Every tenant's jobs: the operator's admins only")
+
+
+class Retried(Wire):
+    """A job that a retry was about, and what came of it."""
+
+    job: UUID
+    tenant: str
+    failed: int = Field(description="Its inputs that failed or are unprocessable: what a rerun runs")
+    rerun: UUID | None = Field(description="The new job; null in a dry run, and where there is an error")
+    error: InputError | None = Field(default=None, description="Why it cannot be rerun")
+
+
+class RetryBatch(Wire):
+    jobs: list[Retried]
+    next_cursor: str | None = Field(description="Where the walk goes on; null at its end")
 
 
 class ModelVersion(Wire):

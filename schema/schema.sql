@@ -18,22 +18,82 @@ SET default_tablespace = '';
 
 SET default_table_access_method = heap;
 
-CREATE TABLE wharf.api_keys (
+CREATE TABLE wharf.jobs (
     id uuid NOT NULL,
     tenant_id uuid NOT NULL,
-    name text NOT NULL,
-    role text NOT NULL,
-    secret_sha256 bytea NOT NULL,
+    model text NOT NULL,
+    parameters jsonb NOT NULL,
+    priority text NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    total integer NOT NULL,
+    state text DEFAULT 'open'::text NOT NULL,
+    done integer,
+    failed integer,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    revoked_at timestamp with time zone,
-    CONSTRAINT api_keys_name_check CHECK (((length(name) >= 1) AND (length(name) <= 100))),
-    CONSTRAINT api_keys_role_check CHECK ((role = ANY (ARRAY['reader'::text, 'writer'::text, 'admin'::text]))),
-    CONSTRAINT api_keys_secret_sha256_check CHECK ((octet_length(secret_sha256) = 32))
+    finished_at timestamp with time zone,
+    expires_at timestamp with time zone,
+    traceparent text,
+    rerun_of uuid,
+    CONSTRAINT jobs_check CHECK (((state = 'open'::text) = (finished_at IS NULL))),
+    CONSTRAINT jobs_check1 CHECK (((done IS NULL) = (failed IS NULL))),
+    CONSTRAINT jobs_check2 CHECK (((done >= 0) AND (failed >= 0) AND ((done + failed) <= total))),
+    CONSTRAINT jobs_check3 CHECK (((state <> 'open'::text) OR (done IS NULL))),
+    CONSTRAINT jobs_check4 CHECK (((state <> 'succeeded'::text) OR ((done IS NOT NULL) AND (done = total)))),
+    CONSTRAINT jobs_check5 CHECK (((state <> 'failed'::text) OR ((done IS NOT NULL) AND (done < total)))),
+    CONSTRAINT jobs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
+    CONSTRAINT jobs_priority_check CHECK ((priority = ANY (ARRAY['interactive'::text, 'batch'::text]))),
+    CONSTRAINT jobs_state_check CHECK ((state = ANY (ARRAY['open'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
+    CONSTRAINT jobs_total_check CHECK ((total > 0)),
+    CONSTRAINT jobs_traceparent_check CHECK ((length(traceparent) = 55))
 );
 
-ALTER TABLE ONLY wharf.api_keys FORCE ROW LEVEL SECURITY;
+ALTER TABLE ONLY wharf.jobs FORCE ROW LEVEL SECURITY;
 
-ALTER TABLE wharf.api_keys OWNER TO wharf_owner;
+ALTER TABLE wharf.jobs OWNER TO wharf_owner;
+
+CREATE TABLE wharf.tasks (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    job_id uuid NOT NULL,
+    input integer NOT NULL,
+    file_id uuid,
+    filename text,
+    sha256 bytea NOT NULL,
+    size bigint NOT NULL,
+    media_type text NOT NULL,
+    width integer NOT NULL,
+    height integer NOT NULL,
+    orientation smallint NOT NULL,
+    pool text NOT NULL,
+    class text NOT NULL,
+    state text DEFAULT 'queued'::text NOT NULL,
+    not_before timestamp with time zone DEFAULT now() NOT NULL,
+    released_at timestamp with time zone,
+    claimed_at timestamp with time zone,
+    lease_until timestamp with time zone,
+    attempt integer DEFAULT 0 NOT NULL,
+    spared integer DEFAULT 0 NOT NULL,
+    worker text,
+    error_code text,
+    error_detail text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    purged_at timestamp with time zone,
+    CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
+    CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
+    CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
+    CONSTRAINT tasks_check3 CHECK (((state = ANY (ARRAY['queued'::text, 'running'::text])) = (ended_at IS NULL))),
+    CONSTRAINT tasks_check4 CHECK (((state <> ALL (ARRAY['failed'::text, 'unprocessable'::text])) OR (error_code IS NOT NULL))),
+    CONSTRAINT tasks_check5 CHECK (((state <> 'succeeded'::text) OR (error_code IS NULL))),
+    CONSTRAINT tasks_class_check CHECK ((class = ANY (ARRAY['interactive'::text, 'batch'::text]))),
+    CONSTRAINT tasks_input_check CHECK ((input >= 0)),
+    CONSTRAINT tasks_purged CHECK (((purged_at IS NULL) OR ((ended_at IS NOT NULL) AND (filename IS NULL)))),
+    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'unprocessable'::text, 'cancelled'::text])))
+);
+
+ALTER TABLE ONLY wharf.tasks FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.tasks OWNER TO wharf_owner;
 
 CREATE TABLE wharf.tenants (
     id uuid NOT NULL,
@@ -50,6 +110,78 @@ CREATE TABLE wharf.tenants (
 ALTER TABLE ONLY wharf.tenants FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.tenants OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) RETURNS TABLE(job uuid, tenant_id uuid, tenant text, failed integer, rerun uuid)
+    LANGUAGE sql STABLE
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT j.id,
+     j.tenant_id,
+     t.name,
+     j.failed,
+     newest.id
+    FROM ((wharf.jobs j
+      JOIN wharf.tenants t ON ((t.id = j.tenant_id)))
+      LEFT JOIN LATERAL ( SELECT r.id
+            FROM wharf.jobs r
+           WHERE ((r.rerun_of = j.id) AND (r.state <> 'cancelled'::text))
+           ORDER BY r.id DESC
+          LIMIT 1) newest ON (true))
+   WHERE ((j.failed > 0) AND (j.id > jobs_to_retry.after_job) AND (j.created_at < jobs_to_retry.walk_began) AND ((jobs_to_retry.wanted_state IS NULL) OR (j.state = jobs_to_retry.wanted_state)) AND ((jobs_to_retry.wanted_model IS NULL) OR (j.model = jobs_to_retry.wanted_model)) AND ((jobs_to_retry.wanted_metadata IS NULL) OR (j.metadata @> jobs_to_retry.wanted_metadata)) AND ((jobs_to_retry.created_after IS NULL) OR (j.created_at >= jobs_to_retry.created_after)) AND ((jobs_to_retry.created_before IS NULL) OR (j.created_at < jobs_to_retry.created_before)) AND ((jobs_to_retry.wanted_error IS NULL) OR (EXISTS ( SELECT
+            FROM wharf.tasks i
+           WHERE ((i.job_id = j.id) AND (i.state = ANY (ARRAY['failed'::text, 'unprocessable'::text])) AND (i.error_code = jobs_to_retry.wanted_error))))) AND (NOT (EXISTS ( SELECT
+            FROM wharf.jobs r
+           WHERE ((r.rerun_of = j.id) AND (r.state <> 'cancelled'::text) AND (r.created_at < jobs_to_retry.walk_began))))))
+   ORDER BY j.id
+  LIMIT jobs_to_retry.most;
+END;
+
+ALTER FUNCTION wharf.jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.require_operator() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM wharf.tenants t WHERE t.id = wharf.current_tenant() AND t.operator) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'only the operator''s tenant may do this';
+    END IF;
+END
+$$;
+
+ALTER FUNCTION wharf.require_operator() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.all_jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) RETURNS TABLE(job uuid, tenant_id uuid, tenant text, failed integer, rerun uuid)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT wharf.require_operator() AS require_operator;
+ SELECT found.job,
+     found.tenant_id,
+     found.tenant,
+     found.failed,
+     found.rerun
+    FROM wharf.jobs_to_retry(all_jobs_to_retry.walk_began, all_jobs_to_retry.after_job, all_jobs_to_retry.wanted_state, all_jobs_to_retry.wanted_model, all_jobs_to_retry.wanted_error, all_jobs_to_retry.wanted_metadata, all_jobs_to_retry.created_after, all_jobs_to_retry.created_before, all_jobs_to_retry.most) found(job, tenant_id, tenant, failed, rerun);
+END;
+
+ALTER FUNCTION wharf.all_jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) OWNER TO wharf_owner;
+
+CREATE TABLE wharf.api_keys (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    name text NOT NULL,
+    role text NOT NULL,
+    secret_sha256 bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    revoked_at timestamp with time zone,
+    CONSTRAINT api_keys_name_check CHECK (((length(name) >= 1) AND (length(name) <= 100))),
+    CONSTRAINT api_keys_role_check CHECK ((role = ANY (ARRAY['reader'::text, 'writer'::text, 'admin'::text]))),
+    CONSTRAINT api_keys_secret_sha256_check CHECK ((octet_length(secret_sha256) = 32))
+);
+
+ALTER TABLE ONLY wharf.api_keys FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.api_keys OWNER TO wharf_owner;
 
 CREATE FUNCTION wharf.authenticate(wanted_sha256 bytea) RETURNS TABLE(key_id uuid, role text, tenant_id uuid, tenant text)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -133,50 +265,6 @@ $$;
 
 ALTER FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) OWNER TO wharf_owner;
 
-CREATE TABLE wharf.tasks (
-    id uuid NOT NULL,
-    tenant_id uuid NOT NULL,
-    job_id uuid NOT NULL,
-    input integer NOT NULL,
-    file_id uuid,
-    filename text,
-    sha256 bytea NOT NULL,
-    size bigint NOT NULL,
-    media_type text NOT NULL,
-    width integer NOT NULL,
-    height integer NOT NULL,
-    orientation smallint NOT NULL,
-    pool text NOT NULL,
-    class text NOT NULL,
-    state text DEFAULT 'queued'::text NOT NULL,
-    not_before timestamp with time zone DEFAULT now() NOT NULL,
-    released_at timestamp with time zone,
-    claimed_at timestamp with time zone,
-    lease_until timestamp with time zone,
-    attempt integer DEFAULT 0 NOT NULL,
-    spared integer DEFAULT 0 NOT NULL,
-    worker text,
-    error_code text,
-    error_detail text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    ended_at timestamp with time zone,
-    purged_at timestamp with time zone,
-    CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
-    CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
-    CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
-    CONSTRAINT tasks_check3 CHECK (((state = ANY (ARRAY['queued'::text, 'running'::text])) = (ended_at IS NULL))),
-    CONSTRAINT tasks_check4 CHECK (((state <> ALL (ARRAY['failed'::text, 'unprocessable'::text])) OR (error_code IS NOT NULL))),
-    CONSTRAINT tasks_check5 CHECK (((state <> 'succeeded'::text) OR (error_code IS NULL))),
-    CONSTRAINT tasks_class_check CHECK ((class = ANY (ARRAY['interactive'::text, 'batch'::text]))),
-    CONSTRAINT tasks_input_check CHECK ((input >= 0)),
-    CONSTRAINT tasks_purged CHECK (((purged_at IS NULL) OR ((ended_at IS NOT NULL) AND (filename IS NULL)))),
-    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'unprocessable'::text, 'cancelled'::text])))
-);
-
-ALTER TABLE ONLY wharf.tasks FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE wharf.tasks OWNER TO wharf_owner;
-
 CREATE FUNCTION wharf.pool_backlog(wanted_pool text, most integer) RETURNS integer
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO ''
@@ -257,19 +345,6 @@ END
 $$;
 
 ALTER FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) OWNER TO wharf_owner;
-
-CREATE FUNCTION wharf.require_operator() RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO ''
-    AS $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM wharf.tenants t WHERE t.id = wharf.current_tenant() AND t.operator) THEN
-        RAISE insufficient_privilege USING MESSAGE = 'only the operator''s tenant may do this';
-    END IF;
-END
-$$;
-
-ALTER FUNCTION wharf.require_operator() OWNER TO wharf_owner;
 
 CREATE TABLE wharf.models (
     name text NOT NULL,
@@ -486,38 +561,6 @@ CREATE TABLE wharf.installation (
 
 ALTER TABLE wharf.installation OWNER TO wharf_owner;
 
-CREATE TABLE wharf.jobs (
-    id uuid NOT NULL,
-    tenant_id uuid NOT NULL,
-    model text NOT NULL,
-    parameters jsonb NOT NULL,
-    priority text NOT NULL,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    total integer NOT NULL,
-    state text DEFAULT 'open'::text NOT NULL,
-    done integer,
-    failed integer,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    finished_at timestamp with time zone,
-    expires_at timestamp with time zone,
-    traceparent text,
-    CONSTRAINT jobs_check CHECK (((state = 'open'::text) = (finished_at IS NULL))),
-    CONSTRAINT jobs_check1 CHECK (((done IS NULL) = (failed IS NULL))),
-    CONSTRAINT jobs_check2 CHECK (((done >= 0) AND (failed >= 0) AND ((done + failed) <= total))),
-    CONSTRAINT jobs_check3 CHECK (((state <> 'open'::text) OR (done IS NULL))),
-    CONSTRAINT jobs_check4 CHECK (((state <> 'succeeded'::text) OR ((done IS NOT NULL) AND (done = total)))),
-    CONSTRAINT jobs_check5 CHECK (((state <> 'failed'::text) OR ((done IS NOT NULL) AND (done < total)))),
-    CONSTRAINT jobs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT jobs_priority_check CHECK ((priority = ANY (ARRAY['interactive'::text, 'batch'::text]))),
-    CONSTRAINT jobs_state_check CHECK ((state = ANY (ARRAY['open'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
-    CONSTRAINT jobs_total_check CHECK ((total > 0)),
-    CONSTRAINT jobs_traceparent_check CHECK ((length(traceparent) = 55))
-);
-
-ALTER TABLE ONLY wharf.jobs FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE wharf.jobs OWNER TO wharf_owner;
-
 CREATE TABLE wharf.migrations (
     version integer NOT NULL,
     name text NOT NULL,
@@ -711,6 +754,10 @@ CREATE INDEX jobs_not_frozen ON wharf.jobs USING btree (id) WHERE ((state <> 'op
 
 CREATE INDEX jobs_open ON wharf.jobs USING btree (id) WHERE (state = 'open'::text);
 
+CREATE INDEX jobs_reruns ON wharf.jobs USING btree (rerun_of) WHERE (rerun_of IS NOT NULL);
+
+CREATE INDEX jobs_with_failures ON wharf.jobs USING btree (id) WHERE (failed > 0);
+
 CREATE INDEX purges_by_content ON wharf.purges USING btree (tenant_id, sha256, id);
 
 CREATE INDEX suspects_by_time ON wharf.suspects USING btree (look_at, sha256);
@@ -856,49 +903,34 @@ GRANT USAGE ON SCHEMA wharf TO wharf_worker;
 GRANT USAGE ON SCHEMA wharf TO wharf_relay;
 GRANT USAGE ON SCHEMA wharf TO wharf_cleanup;
 
-GRANT INSERT ON TABLE wharf.api_keys TO wharf_api;
+GRANT SELECT,INSERT ON TABLE wharf.jobs TO wharf_api;
+GRANT SELECT ON TABLE wharf.jobs TO wharf_worker;
+GRANT SELECT ON TABLE wharf.jobs TO wharf_relay;
+GRANT DELETE ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(id) ON TABLE wharf.api_keys TO wharf_api;
+GRANT SELECT(id) ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(tenant_id) ON TABLE wharf.api_keys TO wharf_api;
+GRANT SELECT(tenant_id) ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(name) ON TABLE wharf.api_keys TO wharf_api;
+GRANT SELECT(total) ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(role) ON TABLE wharf.api_keys TO wharf_api;
+GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_relay;
+GRANT SELECT(state) ON TABLE wharf.jobs TO wharf_cleanup;
 
-GRANT SELECT(created_at) ON TABLE wharf.api_keys TO wharf_api;
+GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_relay;
 
-GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE wharf.api_keys TO wharf_api;
+GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_relay;
 
-GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
-
-GRANT SELECT(id) ON TABLE wharf.tenants TO wharf_cleanup;
-
-GRANT UPDATE(file_retention) ON TABLE wharf.tenants TO wharf_api;
-GRANT SELECT(file_retention) ON TABLE wharf.tenants TO wharf_cleanup;
-
-GRANT UPDATE(job_retention) ON TABLE wharf.tenants TO wharf_api;
-GRANT SELECT(job_retention) ON TABLE wharf.tenants TO wharf_cleanup;
-
-REVOKE ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) FROM PUBLIC;
-GRANT ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) TO wharf_api;
-
-GRANT SELECT,INSERT,DELETE ON TABLE wharf.blobs TO wharf_cleanup;
-
-GRANT UPDATE(state) ON TABLE wharf.blobs TO wharf_cleanup;
-
-GRANT UPDATE(fault) ON TABLE wharf.blobs TO wharf_cleanup;
-
-GRANT UPDATE(verified_at) ON TABLE wharf.blobs TO wharf_cleanup;
-
-REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
-GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
-
-REVOKE ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) TO wharf_api;
-
-REVOKE ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) TO wharf_api;
+GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_api;
+GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_worker;
+GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_relay;
+GRANT SELECT(finished_at) ON TABLE wharf.jobs TO wharf_cleanup;
 
 GRANT SELECT,INSERT ON TABLE wharf.tasks TO wharf_api;
 GRANT SELECT ON TABLE wharf.tasks TO wharf_worker;
@@ -945,6 +977,58 @@ GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_api;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_relay;
 
+GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
+
+GRANT SELECT(id) ON TABLE wharf.tenants TO wharf_cleanup;
+
+GRANT UPDATE(file_retention) ON TABLE wharf.tenants TO wharf_api;
+GRANT SELECT(file_retention) ON TABLE wharf.tenants TO wharf_cleanup;
+
+GRANT UPDATE(job_retention) ON TABLE wharf.tenants TO wharf_api;
+GRANT SELECT(job_retention) ON TABLE wharf.tenants TO wharf_cleanup;
+
+REVOKE ALL ON FUNCTION wharf.jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.require_operator() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.all_jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.all_jobs_to_retry(walk_began timestamp with time zone, after_job uuid, wanted_state text, wanted_model text, wanted_error text, wanted_metadata jsonb, created_after timestamp with time zone, created_before timestamp with time zone, most integer) TO wharf_api;
+
+GRANT INSERT ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(id) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(name) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(role) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(created_at) ON TABLE wharf.api_keys TO wharf_api;
+
+GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE wharf.api_keys TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.authenticate(wanted_sha256 bytea) TO wharf_api;
+
+GRANT SELECT,INSERT,DELETE ON TABLE wharf.blobs TO wharf_cleanup;
+
+GRANT UPDATE(state) ON TABLE wharf.blobs TO wharf_cleanup;
+
+GRANT UPDATE(fault) ON TABLE wharf.blobs TO wharf_cleanup;
+
+GRANT UPDATE(verified_at) ON TABLE wharf.blobs TO wharf_cleanup;
+
+REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.open_tenant(wanted_name text, new_id uuid) TO wharf_api;
+
 REVOKE ALL ON FUNCTION wharf.pool_backlog(wanted_pool text, most integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.pool_backlog(wanted_pool text, most integer) TO wharf_api;
 
@@ -953,8 +1037,6 @@ GRANT ALL ON FUNCTION wharf.pool_running(wanted_pool text) TO wharf_api;
 
 REVOKE ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) TO wharf_api;
-
-REVOKE ALL ON FUNCTION wharf.require_operator() FROM PUBLIC;
 
 GRANT SELECT ON TABLE wharf.models TO wharf_api;
 GRANT SELECT,INSERT ON TABLE wharf.models TO wharf_worker;
@@ -1034,34 +1116,10 @@ GRANT UPDATE(sweep_off_since) ON TABLE wharf.installation TO wharf_cleanup;
 
 GRANT UPDATE(sweep_off_reason) ON TABLE wharf.installation TO wharf_cleanup;
 
-GRANT SELECT,INSERT ON TABLE wharf.jobs TO wharf_api;
-GRANT SELECT ON TABLE wharf.jobs TO wharf_worker;
-GRANT SELECT ON TABLE wharf.jobs TO wharf_relay;
-GRANT DELETE ON TABLE wharf.jobs TO wharf_cleanup;
-
-GRANT SELECT(id) ON TABLE wharf.jobs TO wharf_cleanup;
-
-GRANT SELECT(tenant_id) ON TABLE wharf.jobs TO wharf_cleanup;
-
-GRANT SELECT(total) ON TABLE wharf.jobs TO wharf_cleanup;
-
-GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_api;
-GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_worker;
-GRANT UPDATE(state) ON TABLE wharf.jobs TO wharf_relay;
-GRANT SELECT(state) ON TABLE wharf.jobs TO wharf_cleanup;
-
-GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_api;
-GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_worker;
-GRANT UPDATE(done) ON TABLE wharf.jobs TO wharf_relay;
-
-GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_api;
-GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_worker;
-GRANT UPDATE(failed) ON TABLE wharf.jobs TO wharf_relay;
-
-GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_api;
-GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_worker;
-GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_relay;
-GRANT SELECT(finished_at) ON TABLE wharf.jobs TO wharf_cleanup;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_api;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_worker;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_relay;
+GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_cleanup;
 
 GRANT SELECT ON TABLE wharf.purged_files TO wharf_api;
 

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from custody.wire import (
+    EndedUnwell,
     File,
     InputResult,
     Job,
@@ -16,11 +18,15 @@ from custody.wire import (
     Parameters,
     Priority,
     ResultPage,
+    Retried,
+    RetryBatch,
+    RetryRequest,
 )
 from wharfinger.session import Session, json_body, segment
 
 # Below the 30 s after which common proxies cut a silent connection.
 _LONG_POLL_SECONDS = 20.0
+_RETRY_BATCH = 100
 # The pause before asking again where the service answers at once although asked to wait.
 _POLL_AGAIN_SECONDS = 1.0
 
@@ -98,6 +104,51 @@ class Jobs:
 
     def cancel(self, job_id: UUID | str) -> Job:
         return self._session.post(f"/v1/jobs/{segment(job_id)}/cancel", Job)
+
+    def rerun(self, job_id: UUID | str, *, only_failed: bool = False, wait: float = 0) -> Job:
+        """A new job on the inputs of this one, or on those alone that failed or are unprocessable. It comes back as it
+        is after at most `wait` seconds."""
+        first = min(wait, _LONG_POLL_SECONDS)
+        asked = {"only": "failed"} if only_failed else None
+        job = self._session.post(f"/v1/jobs/{segment(job_id)}/rerun", Job, params=asked, wait=first)
+        return self.finish(job, wait - first)
+
+    def retry(
+        self,
+        *,
+        state: EndedUnwell | None = None,
+        model: str | None = None,
+        error_code: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        all_tenants: bool = False,
+        dry_run: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[Retried]:
+        """Rerun the failed inputs of all ended jobs that fit, the oldest first, `limit` of them at most, and tell what
+        came of each; batches are asked for as the iteration reaches them. A job that has been rerun already is left
+        out. For admins; `all_tenants` for those of the operator's tenant. Raises ValueError for what is no filter."""
+        asked = {
+            "state": state,
+            "model": model,
+            "error_code": error_code,
+            "metadata": metadata,
+            "created_after": created_after,
+            "created_before": created_before,
+        }
+        filters = {name: value for name, value in asked.items() if value is not None}
+        left = math.inf if limit is None else limit
+        cursor: str | None = None
+        while left > 0:
+            batch = {"limit": min(_RETRY_BATCH, left), "all_tenants": all_tenants, "dry_run": dry_run, "cursor": cursor}
+            request = RetryRequest.model_validate(filters | batch)
+            answer = self._session.post("/v1/jobs/retry", RetryBatch, json_body(request))
+            yield from answer.jobs
+            left -= len(answer.jobs)
+            cursor = answer.next_cursor
+            if cursor is None:
+                return
 
     def _polls(self, job_id: UUID | str, seconds: float | None, every: float) -> Iterator[Job]:
         """Long polls, one at least, until the job has ended or `seconds` are over."""

@@ -1,5 +1,6 @@
 """Brings a database and its volume to the present shape: roles, migrations, folders. Run it as often as you like."""
 
+import asyncio
 import hashlib
 import os
 import re
@@ -17,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 
 from custody import models, tenants
-from custody.database import ROLES
+from custody.database import ROLES, schema_version
 from custody.errors import StartError
 from custody.ids import new_id
 from custody.volume import Volume
@@ -25,8 +26,23 @@ from custody.volume import Volume
 log = structlog.get_logger()
 
 LOCK = 0x77686172  # "whar": one migration at a time
-LOCK_TIMEOUT = "5s"
-TRIES = 5
+LOCK_TIMEOUT = "400ms"
+"""Shorter than PostgreSQL's deadlock_timeout of 1 s: in a circle of waits, the migration is the one that gives way."""
+TRIES = 100
+PAUSE_SECONDS = 1.0
+WAIT_SECONDS = 0.5
+
+WIDENS_JOBS = re.compile(r"ALTER\s+TABLE\s+wharf\.jobs\b[^;]*\bADD\s+COLUMN\b", re.IGNORECASE)
+"""What the broker of v0.1.0, which reads jobs with SELECT *, must be led over: see `_end_sessions`."""
+
+NOT_IN_A_TRANSACTION = "-- not in a transaction\n"
+STATEMENT = re.compile(
+    r"""(?: --[^\n]* | '(?:[^']|'')*' | "[^"]*" | (\$\w*\$).*?\1 | \bBEGIN\s+ATOMIC\b.*?\bEND\s*(?=;) | [^;] )+""",
+    re.DOTALL | re.VERBOSE,
+)
+CONCURRENT_INDEX = re.compile(
+    r"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(\w+)\s", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -39,14 +55,36 @@ class Migration:
     def checksum(self) -> bytes:
         return hashlib.sha256(self.text.encode()).digest()
 
+    @property
+    def in_transaction(self) -> bool:
+        """False for what waits for others without keeping them waiting, which no transaction may hold: each of its
+        statements, of the kinds CREATE INDEX CONCURRENTLY IF NOT EXISTS, DROP INDEX CONCURRENTLY IF EXISTS and ALTER
+        TABLE VALIDATE CONSTRAINT, may be done twice."""
+        return not self.text.startswith(NOT_IN_A_TRANSACTION)
+
+    def statements(self) -> list[str]:
+        """Without comments before them."""
+        found = (re.sub(r"\A(?:\s|--[^\n]*\n?)+", "", match[0]).strip() for match in STATEMENT.finditer(self.text))
+        return [statement for statement in found if statement]
+
 
 async def migrate(owner_url: str, volume: Volume | None) -> list[str]:
-    """Applies what is missing, each migration in a transaction of its own; gives the names of those applied.
+    """Applies what is missing, each migration in a transaction of its own where it can be; gives the names of those
+    applied. Whatever ended an earlier run, and wherever, this one completes it.
 
     `owner_url` logs in as a role that owns the database or is a superuser. Without a `volume` only the database is
     brought up. Raises `StartError`."""
+    try:
+        return await _migrate(owner_url, volume)
+    except psycopg.OperationalError as error:
+        raise StartError(
+            f"The database went away: {str(error).strip()}\nWhat is applied stays. Run `wharf migrate` again."
+        ) from error
+
+
+async def _migrate(owner_url: str, volume: Volume | None) -> list[str]:
     async with await connect(owner_url) as connection:
-        await connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+        await _be_the_only_one(connection)
         try:
             await _ensure_roles(connection)
             await _become_owner(connection)
@@ -126,6 +164,34 @@ def roles_script() -> str:
     return _schema_folder().joinpath("roles.sql").read_text()
 
 
+async def wait_until_migrated(url: str, seconds: float) -> None:
+    """Until the schema has all of this program's migrations, be it newer or not. `url` may be a process's. Raises
+    `StartError` where that takes longer."""
+    needed = _migrations()[-1]
+    cause: str | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            while (found := await _lacks(url, needed)) is not None:
+                if found != cause:
+                    log.warning("waits_for_migration", migration=needed.name, cause=found)
+                cause = found
+                await asyncio.sleep(WAIT_SECONDS)
+    except TimeoutError:
+        raise StartError(
+            f"Not within {seconds:g} s: migration {needed.name} ({cause or 'the database does not answer'}). "
+            "Run `wharf migrate` of this release with the owner's URL."
+        ) from None
+
+
+async def _lacks(url: str, needed: Migration) -> str | None:
+    try:
+        async with await connect(url) as connection:
+            version = await schema_version(connection)
+    except (StartError, psycopg.OperationalError) as error:
+        return str(error).partition("\n")[0]
+    return None if version >= needed.version else f"the schema is at {version}"
+
+
 async def connect(url: str) -> AsyncConnection[DictRow]:
     try:
         return await AsyncConnection.connect(
@@ -136,6 +202,24 @@ async def connect(url: str) -> AsyncConnection[DictRow]:
             f"WHARF_DATABASE_URL: the database does not answer: {str(error).strip()}\n"
             "Start it, or correct the URL, for example postgresql://postgres:SECRET@localhost:5432/wharf"
         ) from error
+
+
+async def _be_the_only_one(connection: AsyncConnection[DictRow]) -> None:
+    # By asking again and again: one that waits in a statement is waited for by CREATE INDEX CONCURRENTLY, in a circle.
+    told = False
+    while True:
+        found = await connection.execute("SELECT pg_try_advisory_lock(%s) AS mine", [LOCK])
+        row = await found.fetchone()
+        assert row is not None
+        if row["mine"]:
+            break
+        if not told:
+            log.warning("migration_waits_for_another")
+            told = True
+        await asyncio.sleep(0.2)
+    # One that is killed in the middle of a statement does not keep the lock, and its tables, until that is done.
+    with suppress(psycopg.errors.InvalidParameterValue):
+        await connection.execute("SET client_connection_check_interval = '1s'")
 
 
 async def _ensure_roles(connection: AsyncConnection[DictRow]) -> None:
@@ -176,6 +260,17 @@ async def _become_owner(connection: AsyncConnection[DictRow]) -> None:
         )
         """
     )
+    # For processes, which refuse a schema that is older than they need. Not granted again: that would write each time.
+    for role in ROLES[1:]:
+        found = await connection.execute(
+            "SELECT has_column_privilege(%s, 'wharf.migrations', 'version', 'SELECT') AS granted", [role]
+        )
+        row = await found.fetchone()
+        assert row is not None
+        if not row["granted"]:
+            await connection.execute(
+                sql.SQL("GRANT SELECT (version) ON wharf.migrations TO {}").format(sql.Identifier(role))
+            )
 
 
 async def _missing(connection: AsyncConnection[DictRow]) -> list[Migration]:
@@ -200,23 +295,81 @@ async def _apply(connection: AsyncConnection[DictRow], migration: Migration) -> 
     # A short lock timeout, tried again: a migration must not queue behind a long transaction and block all behind it.
     for tries_left in reversed(range(TRIES)):
         try:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'".encode())
-                await connection.execute(migration.text.encode())
-                await connection.execute(
-                    "INSERT INTO wharf.migrations (version, name, checksum) VALUES (%s, %s, %s)",
-                    [migration.version, migration.name, migration.checksum],
-                )
-        except psycopg.errors.LockNotAvailable:
+            if migration.in_transaction:
+                await _apply_at_once(connection, migration)
+            else:
+                await _apply_by_statements(connection, migration)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if not tries_left:
                 raise StartError(
                     f"Migration {migration.name} found its tables locked {TRIES} times. Try later."
                 ) from None
             log.warning("migration_waits_for_lock", migration=migration.name)
+            await asyncio.sleep(PAUSE_SECONDS)
         else:
             break
     log.info("migration_applied", migration=migration.name)
     return migration.name
+
+
+async def _apply_at_once(connection: AsyncConnection[DictRow], migration: Migration) -> None:
+    async with connection.transaction():
+        # Nor is anybody to wait for a migration that was paused.
+        await connection.execute(
+            f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL idle_in_transaction_session_timeout = '10s'".encode()
+        )
+        await connection.execute(migration.text.encode())
+        await _record(connection, migration)
+        if WIDENS_JOBS.search(migration.text):
+            await _end_sessions(connection)
+
+
+async def _apply_by_statements(connection: AsyncConnection[DictRow], migration: Migration) -> None:
+    # Their locks keep no request waiting, so they may wait for any transaction: there is no lock timeout.
+    for statement in migration.statements():
+        if index := CONCURRENT_INDEX.match(statement):
+            await _drop_invalid(connection, index[1])
+        await connection.execute(statement.encode())
+    await _record(connection, migration)
+
+
+async def _drop_invalid(connection: AsyncConnection[DictRow], index: str) -> None:
+    """What a build that was cut off leaves; IF NOT EXISTS would take it for the index."""
+    found = await connection.execute(
+        """
+        SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+        WHERE c.relname = %s AND c.relnamespace = 'wharf'::regnamespace AND NOT i.indisvalid
+        """,
+        [index],
+    )
+    if found.rowcount:
+        await connection.execute(sql.SQL("DROP INDEX CONCURRENTLY wharf.{}").format(sql.Identifier(index)))
+
+
+async def _record(connection: AsyncConnection[DictRow], migration: Migration) -> None:
+    await connection.execute(
+        "INSERT INTO wharf.migrations (version, name, checksum) VALUES (%s, %s, %s)",
+        [migration.version, migration.name, migration.checksum],
+    )
+
+
+async def _end_sessions(connection: AsyncConnection[DictRow]) -> None:
+    """Those of brokers. That of v0.1.0 has prepared SELECT * of a table that now has more columns, and PostgreSQL
+    refuses that for as long as the session lasts; on a new one, which the broker opens by itself, it works. While the
+    table is still locked: so nobody comes in between. Who was at work on one is told 503, and to try again."""
+    try:
+        async with connection.transaction():
+            await connection.execute("SET LOCAL ROLE NONE")
+            await connection.execute(
+                """
+                SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND pg_has_role(usesysid, 'wharf_api', 'MEMBER')
+                  AND NOT pg_has_role(usesysid, 'wharf_owner', 'MEMBER')
+                """
+            )
+            await connection.execute("SET LOCAL ROLE wharf_owner")
+    except psycopg.errors.InsufficientPrivilege:
+        log.warning("brokers_of_v0_1_0_must_be_restarted")
 
 
 async def _volume_id(connection: AsyncConnection[DictRow], volume: Volume) -> UUID:

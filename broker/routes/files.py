@@ -4,15 +4,16 @@ import os
 import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from broker import body, paging
+from broker import body, paging, problems
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
+from broker.media import MEDIA_TYPES
 from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
 from custody import erasure, idempotency
@@ -28,6 +29,7 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 JOBS_FINISHED = 100
 """After a purge, before its answer; a reconcile finishes the rest."""
 
+PICTURES = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
 UPLOAD_BODY = {
     "requestBody": {
         "required": True,
@@ -53,9 +55,7 @@ PATCH_BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/FilePatch"}}},
     }
 }
-PURGED: dict[int | str, dict[str, Any]] = {
-    200: {"model": PurgeReceipt, "description": "Purged, now or by the same request before"}
-}
+LET_GO = problems.answers(*problems.KEYED, "forbidden", "not_found", "invalid_request")
 
 ExpiresIn = Annotated[KeptSeconds | None, Query()]
 
@@ -64,7 +64,10 @@ ExpiresIn = Annotated[KeptSeconds | None, Query()]
     "",
     response_model=FileList,
     status_code=201,
-    responses={200: {"model": FileList, "description": "You held every byte already"}},
+    responses={
+        200: {"model": FileList, "description": "You held every byte already"},
+        **problems.answers(*problems.KEYED, "forbidden", *problems.UPLOAD, *problems.IDEMPOTENT, "gone"),
+    },
     openapi_extra=UPLOAD_BODY,
 )
 async def upload(
@@ -93,7 +96,7 @@ async def upload(
     return answer(FileList(items=list(kept.files)), status, headers)
 
 
-@router.get("", response_model=FilePage)
+@router.get("", response_model=FilePage, responses=problems.answers(*problems.KEYED, "invalid_request"))
 async def list_files(
     service: ServiceDep,
     principal: Reader,
@@ -106,7 +109,11 @@ async def list_files(
     return answer(FilePage(items=files, next_cursor=paging.encode(files[-1].id) if len(files) == limit else None))
 
 
-@router.head("/sha256:{sha256}")
+@router.head(
+    "/sha256:{sha256}",
+    response_class=Response,
+    responses={**problems.answers(*problems.KEYED, "invalid_request"), 404: {"description": "It does not"}},
+)
 async def held(service: ServiceDep, principal: Reader, sha256: str) -> Response:
     """200 where your tenant holds these bytes, 404 where not. Says nothing of other tenants."""
     async with service.database.transaction(principal.tenant_id) as transaction:
@@ -114,7 +121,14 @@ async def held(service: ServiceDep, principal: Reader, sha256: str) -> Response:
     return Response(status_code=200 if found else 404)
 
 
-@router.post("/sha256:{sha256}", response_model=File, status_code=201)
+@router.post(
+    "/sha256:{sha256}",
+    response_model=File,
+    status_code=201,
+    responses=problems.answers(
+        *problems.KEYED, "forbidden", "not_found", "invalid_request", *problems.IDEMPOTENT, "gone"
+    ),
+)
 async def add_known(
     service: ServiceDep,
     principal: Writer,
@@ -139,12 +153,21 @@ async def add_known(
     return answer(file, 201, {"Location": f"/v1/files/{file.id}"})
 
 
-@router.get("/{file_id}", response_model=File)
+@router.get("/{file_id}", response_model=File, responses=problems.answers(*problems.KEYED, "not_found"))
 async def get(service: ServiceDep, principal: Reader, file_id: str) -> Response:
     return answer(await _file(service, principal.tenant_id, file_id))
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse, responses={206: {}, 304: {}, 416: {}})
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "All of them", "content": PICTURES},
+        206: {"description": "Those of the range", "content": PICTURES},
+        304: {"description": "You have them"},
+        **problems.answers(*problems.KEYED, "not_found", "range_not_satisfiable", "volume_unavailable"),
+    },
+)
 async def content(request: Request, service: ServiceDep, principal: Reader, file_id: str) -> Response:
     """The bytes. `Range` (one range) and `If-None-Match` work; the ETag is the SHA-256."""
     file = await _file(service, principal.tenant_id, file_id)
@@ -168,10 +191,15 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
     return StreamingResponse(_chunks(service, descriptor, span), status, headers, media_type=file.media_type)
 
 
-@router.patch("/{file_id}", response_model=File, openapi_extra=PATCH_BODY)
+@router.patch(
+    "/{file_id}",
+    response_model=File,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found", *problems.JSON_BODY),
+    openapi_extra=PATCH_BODY,
+)
 async def change(request: Request, service: ServiceDep, principal: Writer, file_id: str) -> Response:
     """When it expires, and whether it is pinned."""
-    patch = await body.read_json(request, FilePatch, service.settings.max_request_bytes)
+    patch = await body.read_json(request, FilePatch, service.settings)
     _check_expiry(patch)
     async with service.database.transaction(principal.tenant_id) as transaction:
         file = await service.files.change(transaction, parse_id(file_id, "file"), patch)
@@ -180,7 +208,7 @@ async def change(request: Request, service: ServiceDep, principal: Writer, file_
     return answer(file)
 
 
-@router.delete("/sha256:{sha256}", response_model=PurgeReceipt)
+@router.delete("/sha256:{sha256}", response_model=PurgeReceipt, responses=LET_GO)
 async def purge_content(
     service: ServiceDep, principal: Writer, sha256: str, purge: Annotated[Literal[True], Query()]
 ) -> Response:
@@ -193,7 +221,11 @@ async def purge_content(
     return await _receipt(service, tenant, purged)
 
 
-@router.delete("/{file_id}", status_code=204, responses=PURGED)
+@router.delete(
+    "/{file_id}",
+    status_code=204,
+    responses={200: {"model": PurgeReceipt, "description": "Purged, now or by the same request before"}, **LET_GO},
+)
 async def delete(service: ServiceDep, principal: Writer, file_id: str, purge: bool = False) -> Response:
     """Lets go of the file. Jobs that run on it keep its bytes until they end. With `purge=true` all that your
     tenant has of its bytes goes at once: every file of them, their results and filenames; what has not ended is

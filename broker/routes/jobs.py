@@ -2,23 +2,21 @@
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
-from broker import body, paging
+from broker import body, paging, problems
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
-from broker.backlog import Admission
 from broker.routes import IdempotencyKey
-from broker.service import Service, ServiceDep
+from broker.service import ServiceDep
+from broker.submission import ACCEPTED, admit, announce, answer_job
 from broker.waiting import applied, preferred_seconds, wait_for_end
-from custody import idempotency, models
-from custody.database import Transaction
+from custody import idempotency
 from custody.errors import CustodyError
-from custody.notices import job_ended, tasks_queued
+from custody.notices import job_ended
 from custody.wire import (
     Job,
     JobPage,
@@ -70,12 +68,16 @@ SUBMISSION_BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobSubmission"}}},
     }
 }
-ACCEPTED: dict[int | str, dict[str, Any]] = {
-    202: {"model": Job, "description": "Accepted: it will end, whatever dies; ask again at `Location`"}
-}
+
+SUBMITTED = (*problems.KEYED, "forbidden", *problems.IDEMPOTENT, *problems.ADMISSION)
 
 
-@router.post("/predict", response_model=Job, responses=ACCEPTED, openapi_extra=PREDICT_BODY)
+@router.post(
+    "/predict",
+    response_model=Job,
+    responses={**ACCEPTED, **problems.answers(*SUBMITTED, *problems.UPLOAD)},
+    openapi_extra=PREDICT_BODY,
+)
 async def predict(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -88,7 +90,7 @@ async def predict(
         async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
-                model = await _admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
+                model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
                 kept = await service.files.keep(transaction, tenant, received.uploads, kept_for=wish.file_expires_in)
                 job_id = await service.jobs.submit(
                     transaction,
@@ -103,19 +105,24 @@ async def predict(
                 )
                 await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
     if replay:
-        return await _answer(request, service, tenant, replay.resource[0])
+        return await answer_job(request, service, tenant, replay.resource[0])
     service.metrics.count(kept)
-    _announce(service, job_id, model, wish.priority, len(kept.files))
-    return await _answer(request, service, tenant, job_id)
+    announce(service, job_id, model, wish.priority, len(kept.files))
+    return await answer_job(request, service, tenant, job_id)
 
 
-@router.post("/jobs", response_model=Job, responses=ACCEPTED, openapi_extra=SUBMISSION_BODY)
+@router.post(
+    "/jobs",
+    response_model=Job,
+    responses={**ACCEPTED, **problems.answers(*SUBMITTED, *problems.JSON_BODY, "not_found")},
+    openapi_extra=SUBMISSION_BODY,
+)
 async def submit(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """A job on files that you hold: one task for each input."""
     tenant = principal.tenant_id
-    wish = await body.read_json(request, JobSubmission, service.settings.max_request_bytes)
+    wish = await body.read_json(request, JobSubmission, service.settings)
     settings = service.settings
     _check_inputs(wish, min(settings.max_job_inputs, settings.max_tenant_backlog, settings.max_pool_backlog))
     priority = wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH)
@@ -123,7 +130,7 @@ async def submit(
     async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
         if not replay:
-            model = await _admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
+            model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
             job_id = await service.jobs.submit(
                 transaction,
                 tenant,
@@ -137,12 +144,12 @@ async def submit(
             )
             await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
     if replay:
-        return await _answer(request, service, tenant, replay.resource[0])
-    _announce(service, job_id, model, priority, len(wish.inputs))
-    return await _answer(request, service, tenant, job_id)
+        return await answer_job(request, service, tenant, replay.resource[0])
+    announce(service, job_id, model, priority, len(wish.inputs))
+    return await answer_job(request, service, tenant, job_id)
 
 
-@router.get("/jobs", response_model=JobPage)
+@router.get("/jobs", response_model=JobPage, responses=problems.answers(*problems.KEYED, "invalid_request"))
 async def list_jobs(
     service: ServiceDep,
     principal: Reader,
@@ -165,7 +172,7 @@ async def list_jobs(
     return answer(JobPage(items=jobs, next_cursor=paging.encode(jobs[-1].id) if len(jobs) == limit else None))
 
 
-@router.get("/jobs/{job_id}", response_model=Job)
+@router.get("/jobs/{job_id}", response_model=Job, responses=problems.answers(*problems.KEYED, "not_found"))
 async def get(request: Request, service: ServiceDep, principal: Reader, job_id: str) -> Response:
     """With `Prefer: wait=SECONDS` it answers when the job has ended, or as it stands when the time is over."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
@@ -175,7 +182,14 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
     return answer(job, headers=applied(seconds))
 
 
-@router.get("/jobs/{job_id}/results", response_model=ResultPage)
+@router.get(
+    "/jobs/{job_id}/results",
+    response_model=ResultPage,
+    responses={
+        200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}},
+        **problems.answers(*problems.KEYED, "not_found", "invalid_request"),
+    },
+)
 async def results(
     service: ServiceDep,
     principal: Reader,
@@ -199,7 +213,11 @@ async def results(
     return Response(lines, headers={"Link": link} if following else {}, media_type="application/jsonl")
 
 
-@router.post("/jobs/{job_id}/cancel", response_model=Job)
+@router.post(
+    "/jobs/{job_id}/cancel",
+    response_model=Job,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found"),
+)
 async def cancel(request: Request, service: ServiceDep, principal: Writer, job_id: str) -> Response:
     """Ends the job unless it has ended; what ran in time keeps its result. Says the same however often it is sent."""
     wanted = parse_id(job_id, "job")
@@ -212,34 +230,6 @@ async def cancel(request: Request, service: ServiceDep, principal: Writer, job_i
         service.notices.tell(job_ended(wanted))
         log.info("job_cancelled", job_id=str(wanted))
     return await get(request, service, principal, job_id)
-
-
-async def _answer(request: Request, service: Service, tenant: UUID, job_id: UUID) -> Response:
-    seconds = preferred_seconds(request, service.settings.max_wait_seconds)
-    job = await wait_for_end(service, request, tenant, job_id, seconds)
-    assert job is not None
-    headers = {"Location": f"/v1/jobs/{job_id}", **applied(seconds)}
-    # Whoever does not wait is told 202, also where a worker was quicker than this answer.
-    return answer(job, 200 if seconds and job.state.ended else 202, headers)
-
-
-async def _admit(
-    service: Service, admission: Admission, transaction: Transaction, tenant: UUID, model: str | None, inputs: int
-) -> str:
-    """The name of the model, once there is room for so many inputs in its pool."""
-    try:
-        name = await models.resolve(transaction, model or service.settings.default_model)
-        await admission.admit(transaction, tenant, name, inputs)
-    except CustodyError as error:
-        service.metrics.refused.labels(error.code).inc()
-        raise
-    return name
-
-
-def _announce(service: Service, job_id: UUID, model: str, priority: Priority, inputs: int) -> None:
-    service.notices.tell(tasks_queued(model, priority))
-    service.metrics.inputs.labels(model).inc(inputs)
-    log.info("job_submitted", job_id=str(job_id), model=model, inputs=inputs)
 
 
 def _check_inputs(wish: JobSubmission, most: int) -> None:

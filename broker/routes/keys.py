@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body
+from broker import body, problems
 from broker.access import Admin
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
@@ -20,13 +20,19 @@ KEY_BODY = {
 }
 
 
-@router.post("", response_model=NewKey, status_code=201, openapi_extra=KEY_BODY)
+@router.post(
+    "",
+    response_model=NewKey,
+    status_code=201,
+    responses=problems.answers(*problems.KEYED, "forbidden", *problems.JSON_BODY, *problems.IDEMPOTENT),
+    openapi_extra=KEY_BODY,
+)
 async def create(
     request: Request, service: ServiceDep, principal: Admin, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """The secret is in this answer and nowhere else, not even in a replay of it. The operator's admins may name another
     tenant."""
-    wish = await body.read_json(request, KeyRequest, service.settings.max_request_bytes)
+    wish = await body.read_json(request, KeyRequest, service.settings)
     tenant = principal.tenant_id
     wanted = idempotency.fingerprint("POST /v1/keys", wish.model_dump(mode="json"), [])
     async with service.database.transaction(tenant) as transaction:
@@ -38,13 +44,13 @@ async def create(
     return answer(key, 201, {"Cache-Control": "no-store"})
 
 
-@router.get("", response_model=KeyList)
+@router.get("", response_model=KeyList, responses=problems.answers(*problems.KEYED, "forbidden"))
 async def list_keys(service: ServiceDep, principal: Admin) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
         return answer(KeyList(items=await tenants.list_keys(transaction, principal)))
 
 
-@router.delete("/{key_id}", status_code=204)
+@router.delete("/{key_id}", status_code=204, responses=problems.answers(*problems.KEYED, "forbidden", "not_found"))
 async def revoke(service: ServiceDep, principal: Admin, key_id: str) -> Response:
     """From now on nobody gets an answer with it."""
     async with service.database.transaction(principal.tenant_id) as transaction:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from broker import problems
 from broker.access import Admin, Reader
 from broker.answers import answer
 from broker.service import ServiceDep
@@ -14,13 +15,13 @@ from custody.wire import Model, ModelList
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", response_model=ModelList)
+@router.get("", response_model=ModelList, responses=problems.answers(*problems.KEYED))
 async def list_models(service: ServiceDep, principal: Reader) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
         return answer(ModelList(items=await models.list_models(transaction)))
 
 
-@router.get("/{name}", response_model=Model)
+@router.get("/{name}", response_model=Model, responses=problems.answers(*problems.KEYED, "not_found"))
 async def get(service: ServiceDep, principal: Reader, name: str) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
         found = await models.list_models(transaction, _storable(name))
@@ -29,7 +30,11 @@ async def get(service: ServiceDep, principal: Reader, name: str) -> Response:
     return answer(found[0])
 
 
-@router.post("/{name}/retire", response_model=Model)
+@router.post(
+    "/{name}/retire",
+    response_model=Model,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found", "invalid_request"),
+)
 async def retire(
     service: ServiceDep,
     principal: Admin,

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Response
 
+from broker import problems
 from broker.access import Admin, Reader
 from broker.answers import answer
 from broker.service import Service, ServiceDep
@@ -12,26 +13,28 @@ from custody.wire import Pool, PoolList, PoolState, Priority
 
 router = APIRouter(prefix="/v1/pools", tags=["pools"])
 
+OPERATED = problems.answers(*problems.KEYED, "forbidden", "not_found")
 
-@router.get("", response_model=PoolList)
+
+@router.get("", response_model=PoolList, responses=problems.answers(*problems.KEYED))
 async def list_pools(service: ServiceDep, principal: Reader) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
         return answer(PoolList(items=await pools.list_pools(transaction, service.backlog.waiting)))
 
 
-@router.post("/{name}/pause", response_model=Pool)
+@router.post("/{name}/pause", response_model=Pool, responses=OPERATED)
 async def pause(service: ServiceDep, principal: Admin, name: str) -> Response:
     """Jobs are accepted, and nothing of them begins. What has begun ends."""
     return await _set_state(service, principal, name, PoolState.PAUSED)
 
 
-@router.post("/{name}/drain", response_model=Pool)
+@router.post("/{name}/drain", response_model=Pool, responses=OPERATED)
 async def drain(service: ServiceDep, principal: Admin, name: str) -> Response:
     """No job is accepted (503, `pool_draining`); what waits is worked off."""
     return await _set_state(service, principal, name, PoolState.DRAINING)
 
 
-@router.post("/{name}/resume", response_model=Pool)
+@router.post("/{name}/resume", response_model=Pool, responses=OPERATED)
 async def resume(service: ServiceDep, principal: Admin, name: str) -> Response:
     """Back to accepting and working."""
     return await _set_state(service, principal, name, PoolState.ACTIVE)

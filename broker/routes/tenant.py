@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body
+from broker import body, problems
 from broker.access import Admin
 from broker.answers import answer
 from broker.service import ServiceDep
@@ -19,16 +19,21 @@ PATCH_BODY = {
 }
 
 
-@router.get("", response_model=Tenant)
+@router.get("", response_model=Tenant, responses=problems.answers(*problems.KEYED, "forbidden"))
 async def get(service: ServiceDep, principal: Admin) -> Response:
     """How long the tenant's files and jobs are kept."""
     async with service.database.transaction(principal.tenant_id) as transaction:
         return answer(await tenants.get_tenant(transaction, principal.tenant_id))
 
 
-@router.patch("", response_model=Tenant, openapi_extra=PATCH_BODY)
+@router.patch(
+    "",
+    response_model=Tenant,
+    responses=problems.answers(*problems.KEYED, "forbidden", *problems.JSON_BODY),
+    openapi_extra=PATCH_BODY,
+)
 async def change(request: Request, service: ServiceDep, principal: Admin) -> Response:
     """How long files are kept that are uploaded from now on, and how long jobs, also those that have ended."""
-    patch = await body.read_json(request, TenantPatch, service.settings.max_request_bytes)
+    patch = await body.read_json(request, TenantPatch, service.settings)
     async with service.database.transaction(principal.tenant_id) as transaction:
         return answer(await tenants.change_tenant(transaction, principal.tenant_id, patch))

@@ -17,12 +17,15 @@ CLIENTS = 4
 @dataclass
 class Ledger:
     """`files`: the SHA-256 of each acknowledged file by its id; `jobs`: the inputs of each acknowledged job by its id;
-    `refusals`: status and code of every answer that was no promise."""
+    `refusals`: status and code of every answer that was no promise; `broken`: connections that ended without an answer;
+    `longest`: the seconds that the slowest request took."""
 
     key: str
     files: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, int] = field(default_factory=dict)
     refusals: set[tuple[int, str]] = field(default_factory=set)
+    broken: int = 0
+    longest: float = 0.0
 
     @property
     def promises(self) -> int:
@@ -51,12 +54,14 @@ class Ledger:
 
 
 @contextmanager
-def clients(service: Service, page: bytes) -> Iterator[Ledger]:
-    """Uploads and predicts without a pause while the body runs, each client with pictures of its own; goes on after a
+def clients(service: Service, page: bytes, pause_seconds: float = 0.0) -> Iterator[Ledger]:
+    """Uploads and predicts, then pauses, while the body runs, each client with pictures of its own; goes on after a
     refusal or a broken connection."""
     ledger = Ledger(service.new_key())
     over = threading.Event()
-    threads = [threading.Thread(target=_send, args=(service, page, ledger, over)) for _ in range(CLIENTS)]
+    threads = [
+        threading.Thread(target=_send, args=(service, page, pause_seconds, ledger, over)) for _ in range(CLIENTS)
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -67,9 +72,9 @@ def clients(service: Service, page: bytes) -> Iterator[Ledger]:
             thread.join()
 
 
-def _send(service: Service, page: bytes, ledger: Ledger, over: threading.Event) -> None:
+def _send(service: Service, page: bytes, pause_seconds: float, ledger: Ledger, over: threading.Event) -> None:
     with service.client(ledger.key) as http:
-        while not over.is_set():
+        while not over.wait(pause_seconds):
             contents = [page + random.randbytes(100_000) for _ in range(2)]
             try:
                 uploaded = http.post("/v1/files", content=contents[0])
@@ -82,5 +87,7 @@ def _send(service: Service, page: bytes, ledger: Ledger, over: threading.Event) 
                     ledger.jobs[accepted.json()["id"]] = len(contents)
                 else:
                     ledger.refusals.add((accepted.status_code, accepted.json()["code"]))
+                ledger.longest = max(ledger.longest, *(each.elapsed.total_seconds() for each in (uploaded, accepted)))
             except httpx.TransportError:
+                ledger.broken += 1
                 over.wait(0.1)

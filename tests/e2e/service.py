@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -174,10 +175,13 @@ class Installation:
     """A database and a volume of their own, brought up by `wharf migrate`, and processes that are started one by one
     on them, each with settings of its own."""
 
-    def __init__(self, folder: Path, database: Callable[[str], str]) -> None:
-        """`database` gives the connection string of a role."""
+    def __init__(
+        self, folder: Path, database: Callable[[str], str], environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`database` gives the connection string of a role; `environment` is for every process."""
         self.folder = folder
         self.volume = folder / "volume"
+        self.environment = environment
         self._database = database
         self._parts: list[Part] = []
         self.port = free_port()
@@ -199,7 +203,13 @@ class Installation:
 
     def worker(self, name: str, **settings: str) -> Part:
         """Not started yet: `start_worker` does it, as often as a test wants."""
-        more = {"WHARF_INSTANCE": name, "WHARF_HEALTH_PORT": str(free_port()), **ENVIRONMENT, **settings}
+        more = {
+            "WHARF_INSTANCE": name,
+            "WHARF_HEALTH_PORT": str(free_port()),
+            **ENVIRONMENT,
+            **self.environment,
+            **settings,
+        }
         return self._part(name, ("worker",), "wharf_worker", more)
 
     def relay(self, name: str, amqp_url: str, **settings: str) -> Part:
@@ -212,7 +222,12 @@ class Installation:
             part.stop()
 
     def _part(self, name: str, arguments: tuple[str, ...], role: str, settings: Mapping[str, str]) -> Part:
-        environment = {"WHARF_DATABASE_URL": self._database(role), "WHARF_VOLUME": str(self.volume), **settings}
+        environment = {
+            "WHARF_DATABASE_URL": self._database(role),
+            "WHARF_VOLUME": str(self.volume),
+            **self.environment,
+            **settings,
+        }
         part = Part(name, arguments, environment, self.folder / f"{name}.log")
         self._parts.append(part)
         return part

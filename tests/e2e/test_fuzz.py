@@ -37,6 +37,8 @@ PATHS = (
     "/v1/jobs/{}",
     "/v1/jobs/{}/results",
     "/v1/jobs/{}/cancel",
+    "/v1/jobs/{}/rerun",
+    "/v1/jobs/retry",
     "/v1/models",
     "/v1/models/{}",
     "/v1/keys",
@@ -45,7 +47,8 @@ PATHS = (
     "/readyz",
 )
 NAMES = ("limit", "cursor", "state", "model", "metadata", "format", "filename", "conf", "iou", "max_detections",
-         "priority", "inputs", "params", "file", "sha256", "name", "role", "tenant", "image")  # fmt: skip
+         "priority", "inputs", "params", "file", "sha256", "name", "role", "tenant", "image",
+         "only", "error_code", "created_after", "all_tenants", "dry_run")  # fmt: skip
 SENSIBLE = ("1", "0", "-1", "digits", "succeeded", "jsonl", "{}", '{"a": 1}', "0.5", "reader", "batch", "0" * 64,
             "01a1ffff-0000-7000-8000-000000000000", "MDFhMWZmZmYtMDAwMC03MDAwLTgwMDAtMDAwMDAwMDAwMDAw")  # fmt: skip
 

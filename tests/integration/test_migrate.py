@@ -122,6 +122,7 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself_and_all_before_it
 async def test_a_migration_does_not_wait_behind_a_lock_for_long(fresh, schema, monkeypatch):
     """Behind a waiting ALTER TABLE all others would wait as well."""
     monkeypatch.setattr(maintenance, "LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(maintenance, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(maintenance, "TRIES", 3)
     await migrate(fresh, None)
     (schema / "migrations" / "9000_column.sql").write_text("ALTER TABLE wharf.jobs ADD COLUMN more int;")
@@ -135,6 +136,7 @@ async def test_a_migration_does_not_wait_behind_a_lock_for_long(fresh, schema, m
 
 async def test_a_migration_that_met_a_lock_is_tried_again(fresh, schema, monkeypatch):
     monkeypatch.setattr(maintenance, "LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(maintenance, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(maintenance, "TRIES", 100)
     await migrate(fresh, None)
     (schema / "migrations" / "9000_column.sql").write_text("ALTER TABLE wharf.jobs ADD COLUMN more int;")

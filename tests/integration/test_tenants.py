@@ -231,7 +231,8 @@ async def test_the_tenant_of_a_transaction_ends_with_it(domain, acme):
         "UPDATE wharf.installation SET volume_id = gen_random_uuid()",
         "INSERT INTO wharf.models (name, version, digest, path, task, classes, input_width, input_height)"
         " VALUES ('mine', 1, sha256('x'), 'x', 'detect', '[]', 1, 1)",
-        "SELECT version FROM wharf.migrations",
+        "SELECT checksum FROM wharf.migrations",
+        "DELETE FROM wharf.migrations",
         "CREATE TABLE wharf.mine (id int)",
         "ALTER TABLE wharf.files DISABLE ROW LEVEL SECURITY",
         "SET ROLE wharf_owner",

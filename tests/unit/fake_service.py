@@ -100,6 +100,8 @@ class FakeService:
             ("GET", "/v1/jobs/([^/]*)", self._job),
             ("GET", "/v1/jobs/([^/]*)/results", self._results),
             ("POST", "/v1/jobs/([^/]*)/cancel", self._cancel),
+            ("POST", "/v1/jobs/retry", self._retry),
+            ("POST", "/v1/jobs/([^/]*)/rerun", self._rerun),
             ("GET", "/v1/models", lambda _: (200, wire.ModelList(items=[self.model]))),
             ("GET", "/v1/models/([^/]*)", self._model),
             ("POST", "/v1/models/([^/]*)/retire", self._retire),
@@ -222,6 +224,25 @@ class FakeService:
         cancelled = job.model_copy(update={"state": wire.JobState.CANCELLED})
         self.jobs[job.id] = (0.0, cancelled)
         return 200, cancelled
+
+    def _rerun(self, request: Request, each: str) -> tuple[int, Any]:
+        status, found = self._of(self.jobs, each)
+        if status != 200:
+            return status, found
+        job = found[1].model_copy(update={"id": uuid4(), "rerun_of": found[1].id})
+        self.jobs[job.id] = (time.monotonic() + self.seconds, job)
+        return self._job(request, str(job.id), at_once=202)
+
+    def _retry(self, request: Request) -> tuple[int, Any]:
+        """Two a batch, of three: the second cannot be rerun."""
+        wish = wire.RetryRequest.model_validate_json(request.body)
+        gone = wire.InputError(code="input_gone", detail="You do not hold the bytes any more.")
+        new = [None] * 3 if wish.dry_run else [uuid4(), uuid4(), uuid4()]
+        first, second, third = (wire.Retried(job=uuid4(), tenant="acme", failed=1, rerun=each) for each in new)
+        if wish.cursor is None:
+            refused = second.model_copy(update={} if wish.dry_run else {"rerun": None, "error": gone})
+            return 200, wire.RetryBatch(jobs=[first, refused], next_cursor="on")
+        return 200, wire.RetryBatch(jobs=[third], next_cursor=None)
 
     def _model(self, _: Request, name: str) -> tuple[int, Any]:
         return (200, self.model) if name == MODEL.name else _problem(404, "not_found", f"There is no model {name}")

@@ -201,22 +201,49 @@ async def test_a_field_has_64_kib_at_most_and_is_utf8(service: Service) -> None:
     assert (wrong.code, wrong.field) == ("invalid_request", "model")
 
 
+def limits(**limits: float) -> BrokerSettings:
+    return BrokerSettings(database_url="postgresql://nobody@nowhere/none", volume=Path("none"), **limits)
+
+
 async def test_json_is_read_up_to_its_limit() -> None:
     body = b'{"name": "x", "role": "reader"}'
-    assert (await read_json(request(cut(body, range(31))), KeyRequest, len(body))).name == "x"
+    exact = limits(max_request_bytes=len(body))
+    assert (await read_json(request(cut(body, range(31))), KeyRequest, exact)).name == "x"
     with pytest.raises(CustodyError) as refused:
-        await read_json(request([body, b" "]), KeyRequest, len(body))
+        await read_json(request([body, b" "]), KeyRequest, exact)
     assert refused.value.code == "request_too_large"
     with pytest.raises(CustodyError) as refused:
-        await read_json(request([body], ends=False), KeyRequest, len(body))
+        await read_json(request([body], ends=False), KeyRequest, exact)
     assert refused.value.code == "client_disconnected"
+
+
+async def test_a_body_that_comes_slower_than_it_may_is_cut_off_and_one_that_pauses_is_not() -> None:
+    async def each(pause: float, chunks: int, **least: float) -> KeyRequest:
+        messages = iter(cut(b'{"name": "x", "role": "reader"}' + b" " * 100, range(0, 131, 131 // chunks)))
+
+        async def late() -> dict[str, object]:
+            await asyncio.sleep(pause)
+            chunk = next(messages, b"")
+            return {"type": "http.request", "body": chunk, "more_body": chunk != b""}
+
+        asked = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, late)
+        return await read_json(asked, KeyRequest, limits(**least))
+
+    assert (await each(0.01, 10, body_idle_seconds=20, min_upload_bytes_per_second=0)).name == "x"
+    for least in (
+        {"body_idle_seconds": 0.001, "min_upload_bytes_per_second": 0},
+        {"body_idle_seconds": 0.1, "min_upload_bytes_per_second": 1e6},
+    ):
+        with pytest.raises(CustodyError) as refused:
+            await each(0.05, 10, **least)
+        assert refused.value.code == "request_timeout"
 
 
 @settings(deadline=None)
 @given(body=st.binary(max_size=200))
 async def test_json_of_any_bytes_is_a_request_or_invalid(body: bytes) -> None:
     with pytest.raises(CustodyError) as refused:
-        await read_json(request([body]), KeyRequest, 1000)
+        await read_json(request([body]), KeyRequest, limits())
     assert refused.value.code == "invalid_request"
 
 

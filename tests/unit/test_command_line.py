@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -399,8 +400,39 @@ class TestJobs:
         assert "cancelled" in wharf("jobs", "cancel", job).stdout
         assert wharf("jobs", "watch", job).exit_code == 1
 
+    def test_rerun_makes_a_new_job(self, service: FakeService, job: UUID) -> None:
+        again = Job.model_validate_json(wharf("jobs", "rerun", job, "--json").stdout)
+        assert again.rerun_of == job
+        assert str(job) in wharf("jobs", "show", again.id).stdout
+        assert "1 of 1 done" in wharf("jobs", "rerun", job, "--only-failed").stdout
+        assert service.requests[-1].query == {"only": "failed"}
+
+    def test_retry_shows_what_came_of_each_job_and_exits_with_1_where_one_cannot_be_rerun(
+        self, service: FakeService
+    ) -> None:
+        result = wharf("jobs", "retry", "--model", "yolo11n", "--error-code", "worker_lost", "--state", "failed")
+        assert (result.exit_code, result.stdout.count("acme")) == (1, 3)
+        assert "[input_gone]" in result.stdout
+        assert "2 jobs rerun, 1 cannot be" in result.stderr
+        sent = json.loads(service.requests[-1].body)
+        assert (sent["model"], sent["error_code"], sent["all_tenants"]) == ("yolo11n", "worker_lost", False)
+        dry = wharf("jobs", "retry", "--dry-run", "--all-tenants", "--json")
+        assert dry.exit_code == 0
+        assert [each["rerun"] for each in json.loads(dry.stdout)["items"]] == [None] * 3
+        assert json.loads(service.requests[-1].body)["all_tenants"] is True
+
+    def test_retry_takes_a_time_or_how_long_ago(self, service: FakeService) -> None:
+        wharf("jobs", "retry", "--since", "2h", "--until", "2026-01-31T18:00+00:00")
+        sent = json.loads(service.requests[-1].body)
+        ago = datetime.now(UTC) - datetime.fromisoformat(sent["created_after"])
+        assert timedelta(hours=2) <= ago < timedelta(hours=2, minutes=5)
+        assert datetime.fromisoformat(sent["created_before"]) == datetime(2026, 1, 31, 18, tzinfo=UTC)
+        for wrong in ("yesterday", "2x", "-1h", "999999d", ""):
+            assert wharf("jobs", "retry", "--since", wrong).exit_code == 2
+        assert wharf("jobs", "retry", "--state", "running").exit_code == 2
+
     def test_an_unknown_job_is_exit_code_1(self, service: FakeService) -> None:
-        for verb in ("show", "results", "watch"):
+        for verb in ("show", "results", "watch", "rerun"):
             assert wharf("jobs", verb, uuid4()).exit_code == 1
 
 

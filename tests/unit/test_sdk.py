@@ -2,10 +2,12 @@
 
 import hashlib
 import io
+import json
 import os
 import stat
 import tracemalloc
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
@@ -509,6 +511,42 @@ class TestNouns:
         job = client.predict(b"a", wait=0)
         assert client.jobs.cancel(job.id).state is JobState.CANCELLED
         assert client.jobs.wait(job.id).state is JobState.CANCELLED
+
+    def test_a_job_is_rerun_whole_or_where_it_failed(self, client: Client, service: FakeService) -> None:
+        job = client.predict(b"a")
+        again = client.jobs.rerun(job.id)
+        assert (again.rerun_of, service.requests[-1].query) == (job.id, {})
+        service.seconds = 0.5
+        assert client.jobs.rerun(job.id, wait=5).state is JobState.SUCCEEDED
+        client.jobs.rerun(job.id, only_failed=True)
+        assert service.requests[-1].query == {"only": "failed"}
+        with pytest.raises(NotFoundError):
+            client.jobs.rerun(uuid4())
+
+    def test_a_retry_walks_through_all_batches_and_tells_what_came_of_each(
+        self, client: Client, service: FakeService
+    ) -> None:
+        since = datetime(2026, 11, 21, tzinfo=UTC)
+        retried = list(
+            client.jobs.retry(state="failed", error_code="worker_lost", metadata={"a": 1}, created_after=since)
+        )
+        assert [each.error.code if each.error else None for each in retried] == [None, "input_gone", None]
+        first, second = (json.loads(request.body) for request in service.made("POST", "/v1/jobs/retry"))
+        assert first.pop("cursor") is None
+        assert second.pop("cursor") == "on"
+        assert first == second
+        assert first["created_after"] == "2026-11-21T00:00:00Z"
+        assert (first["error_code"], first["metadata"], first["dry_run"]) == ("worker_lost", {"a": 1}, False)
+        assert "model" not in first
+
+    def test_a_retry_asks_for_no_more_jobs_than_it_was_told(self, client: Client, service: FakeService) -> None:
+        assert len(list(client.jobs.retry(limit=2, dry_run=True))) == 2
+        [request] = service.made("POST", "/v1/jobs/retry")
+        assert (json.loads(request.body)["limit"], json.loads(request.body)["dry_run"]) == (2, True)
+        assert len(list(client.jobs.retry(limit=3))) == 3
+        assert json.loads(service.requests[-1].body)["limit"] == 1
+        with pytest.raises(ValueError, match="state"):
+            list(client.jobs.retry(state="running"))  # type: ignore[arg-type]
 
     def test_models_are_listed_and_got_by_name(self, client: Client) -> None:
         assert [each.name for each in client.models.list()] == ["yolo11n"]

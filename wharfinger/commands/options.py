@@ -1,5 +1,7 @@
 """What the commands have in common: their options, and the client that these make."""
 
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, TypeAlias
 
 import typer
@@ -15,6 +17,23 @@ Server: TypeAlias = Annotated[
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, help="How many to list, the newest first.")]
+
+
+SINCE = "Created since: a time (2026-01-31T18:00) or how long ago (90m, 6h, 3d)."
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def moment(text: str) -> datetime:
+    """As `SINCE` describes it; a time without a zone is this machine's."""
+    if ago := re.fullmatch(r"(\d{1,5})([mhd])", text):
+        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"{text!r} is neither a time, as 2026-01-31T18:00, nor how long ago, as 90m, 6h or 3d."
+        ) from None
 
 
 def connect(server: str | None) -> Client:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
-from custody.wire import Detection, InputResult, Job
+from custody.wire import Detection, InputResult, Job, Retried
 from wharfinger.commands.output import cell, print_facts, shown_time, table
 
 _STATE_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "expired": "yellow"}
@@ -67,6 +67,7 @@ def print_job(job: Job) -> None:
             ("created", job.created_at),
             ("finished", job.finished_at),
             ("expires", job.expires_at),
+            ("rerun of", job.rerun_of),
         ]
     )
 
@@ -81,6 +82,16 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
             cell(job.model),
             cell(shown_time(job.created_at)),
         )
+    return shown
+
+
+def retried_table(retried: Iterable[Retried]) -> Table:
+    shown = table("Job", "Tenant", "Failed inputs", "Rerun", right=("Failed inputs",))
+    for each in retried:
+        outcome = cell(each.rerun or "")
+        if each.error is not None:
+            outcome = cell(f"{each.error.detail} [{each.error.code}]", "red")
+        shown.add_row(cell(each.job), cell(each.tenant), cell(each.failed), outcome)
     return shown
 
 

@@ -1,0 +1,52 @@
+"""What every way to a new job has in common: its admission, its announcement, and the answer."""
+
+from typing import Any
+from uuid import UUID
+
+import structlog
+from fastapi import Request, Response
+
+from broker.answers import answer
+from broker.backlog import Admission
+from broker.service import Service
+from broker.waiting import applied, preferred_seconds, wait_for_end
+from custody import models
+from custody.database import Transaction
+from custody.errors import CustodyError
+from custody.notices import tasks_queued
+from custody.wire import Job, Priority
+
+log = structlog.get_logger()
+
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"model": Job, "description": "Accepted: it will end, whatever dies; ask again at `Location`"}
+}
+
+
+async def admit(
+    service: Service, admission: Admission, transaction: Transaction, tenant: UUID, model: str | None, inputs: int
+) -> str:
+    """The name of the model, once there is room for so many inputs in its pool."""
+    try:
+        name = await models.resolve(transaction, model or service.settings.default_model)
+        await admission.admit(transaction, tenant, name, inputs)
+    except CustodyError as error:
+        service.metrics.refused.labels(error.code).inc()
+        raise
+    return name
+
+
+def announce(service: Service, job_id: UUID, model: str, priority: Priority, inputs: int) -> None:
+    """After the commit."""
+    service.notices.tell(tasks_queued(model, priority))
+    service.metrics.inputs.labels(model).inc(inputs)
+    log.info("job_submitted", job_id=str(job_id), model=model, inputs=inputs)
+
+
+async def answer_job(request: Request, service: Service, tenant: UUID, job_id: UUID) -> Response:
+    seconds = preferred_seconds(request, service.settings.max_wait_seconds)
+    job = await wait_for_end(service, request, tenant, job_id, seconds)
+    assert job is not None
+    headers = {"Location": f"/v1/jobs/{job_id}", **applied(seconds)}
+    # Whoever does not wait is told 202, also where a worker was quicker than this answer.
+    return answer(job, 200 if seconds and job.state.ended else 202, headers)
