@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from wharfinger.commands import files, jobs, keys, models, pools, server
+from wharfinger.commands import files, jobs, keys, models, pools, server, tenant
 from wharfinger.commands.failures import exit_code, explain
 from wharfinger.commands.output import say
 from wharfinger.commands.predict import predict
@@ -53,6 +53,13 @@ def _wharf(
 
 app.command()(predict)
 app.command()(upload)
-for _noun, _commands in {"files": files, "jobs": jobs, "models": models, "pools": pools, "keys": keys}.items():
+for _noun, _commands in {
+    "files": files,
+    "jobs": jobs,
+    "models": models,
+    "pools": pools,
+    "keys": keys,
+    "tenant": tenant,
+}.items():
     app.add_typer(_commands.app, name=_noun)
 server.register(app, entry_points(group=server.GROUP))
