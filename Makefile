@@ -9,9 +9,11 @@ PORT ?= 8000
 SCENARIO ?=
 ROUNDS ?= 5
 JSON ?=
+SECONDS ?= 600
+SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up bench check setup schema test-ultralytics
+.PHONY: help demo test up bench check setup schema test-ultralytics faults
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,9 @@ up: setup ## Run the service on this machine until Ctrl-C: DATA=folder PORT=numb
 
 bench: setup ## Measure what bench/README.md tells: SCENARIO="a d release" ROUNDS=number JSON=file
 	@.ci/with-rabbitmq $(BIN)/python -m bench $(SCENARIO) --rounds $(ROUNDS) $(if $(JSON),--json "$(JSON)")
+
+faults: setup ## Hurt a whole fleet at random, and hold it to what it promised: SECONDS=600 SEED=number
+	@.ci/with-rabbitmq $(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) $(if $(SEED),--seed "$(SEED)")
 
 check: setup ## Lint, types, architecture rules, generated contracts
 	@$(BIN)/ruff check .

@@ -25,10 +25,6 @@ def decode_number(cursor: str | None) -> int | None:
     return None if cursor is None else _decoded(cursor, _number)
 
 
-def encode_walk(walk: Walk) -> str:
-    return encode(f"{walk.began.isoformat()} {walk.after}")
-
-
 def decode_walk(cursor: str) -> Walk:
     return _decoded(cursor, _walk)
 

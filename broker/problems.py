@@ -42,6 +42,9 @@ UPLOAD = (
 ADMISSION = ("model_not_found", "tenant_backlog_full", "pool_backlog_full", "pool_draining")
 """What a job can be refused with, however good its inputs are."""
 
+SUBMITTED = (*KEYED, "forbidden", *IDEMPOTENT, *ADMISSION)
+"""What every way to a new job can be refused with."""
+
 
 def install(app: FastAPI) -> None:
     app.add_exception_handler(CustodyError, _custody_error)

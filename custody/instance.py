@@ -145,6 +145,30 @@ class PoolLocks:
             await self._connection.execute("SELECT")
 
 
+class CleanupLock:
+    """One cleanup at a time: held on a session of its own, and gone with it. `url` must reach the server itself."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: psycopg.AsyncConnection
+
+    async def __aenter__(self) -> bool:
+        """False where another one runs. Raises `CustodyError` where the database does not answer."""
+        with _database_errors("The database, which holds the lock of cleanups, does not answer"):
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._url, autocommit=True, application_name="wharf cleanup lock", connect_timeout=10
+            )
+            await self._connection.execute(SETTLE)
+            found = await self._connection.execute("SELECT pg_try_advisory_lock(hashtext('wharf.cleanup'), 0)")
+            row = await found.fetchone()
+        return row is not None and bool(row[0])
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._connection.close()
+
+
 @contextmanager
 def _database_errors(what: str) -> Iterator[None]:
     try:

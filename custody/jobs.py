@@ -37,7 +37,8 @@ COUNT_AGAIN_SECONDS = 1.0
 """An open job's progress is counted at most this often, however many watch it."""
 
 COLUMNS = """
-    id, state, model, parameters, priority, metadata, total, done, failed, created_at, finished_at, expires_at
+    id, state, model, parameters, priority, metadata, total, done, failed, created_at, finished_at, expires_at,
+    rerun_of
 """
 
 COUNTED = """

@@ -57,6 +57,9 @@ class Walk:
     began: datetime
     after: UUID = BEFORE_ALL
 
+    def __str__(self) -> str:
+        return f"{self.began.isoformat()} {self.after}"
+
 
 async def original(transaction: Transaction, job_id: UUID, *, only_failed: bool) -> Original | None:
     """None where the tenant has no such job.

@@ -74,10 +74,13 @@ class TaskSettings(BaseSettings):
 
 
 class RetentionSettings(BaseSettings):
-    """How long things are kept where neither their owner nor its tenant says otherwise."""
+    """How long things are kept where neither their owner nor its tenant has said so."""
 
     file_retention_days: float = Field(
-        default=30, gt=0, le=MOST_DAYS, description="Files are kept so long, unless their upload or tenant says another"
+        default=30.0, gt=0, le=MOST_DAYS, description="Days that a file is kept, unless it is pinned"
+    )
+    job_retention_days: float = Field(
+        default=90.0, gt=0, le=MOST_DAYS, description="Days that a job is kept after its end"
     )
 
 

@@ -3,8 +3,11 @@
     blobs/sha256/ab/c/<64 hex>    immutable, read-only
     staging/<instance>.<id>       uploads in progress
     dropped/<instance>.<id>       uploads whose bytes were here already, for a moment
+    dropped/<64 hex>.<id>         bytes that a cleanup has taken out of the tree, for a moment: see custody/removal
+    quarantine/<64 hex>.<id>      bytes that were found damaged
     models/<name>/<version>/      immutable once registered
     volume-id                     the same random id as in the database
+    checkpoint                    the mark that the last cleanup left here and in the database
 
 Every process has its own mount root, so the references that leave this module are relative. The volume may be NFS or
 CephFS: no O_TMPFILE, no file locks, no mmap.
@@ -60,10 +63,21 @@ class Volume:
     def root(self) -> Path:
         return self._root
 
+    @property
+    def instance(self) -> str:
+        return self._instance
+
     def prepare(self, volume_id: UUID) -> None:
         """Makes the folders once and makes them durable; what is there already stays. `wharf migrate` calls it."""
         tree = self._root / "blobs" / "sha256"
-        for folder in (self._root, self._staging, self._dropped, self._root / "models", tree):
+        for folder in (
+            self._root,
+            self._staging,
+            self._dropped,
+            self._root / "quarantine",
+            self._root / "models",
+            tree,
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         for first in map("".join, product("0123456789abcdef", repeat=2)):
             for second in "0123456789abcdef":

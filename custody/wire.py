@@ -290,10 +290,10 @@ def _rfc3339(value: object) -> object:
     if isinstance(value, datetime) or value is None:
         return value
     if not isinstance(value, str) or not re.fullmatch(
-        r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})", value
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", value
     ):
         raise ValueError("a time is written as in RFC 3339, with its offset: 2031-05-01T12:00:00Z")
-    return value
+    return datetime.fromisoformat(value)
 
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]

@@ -500,7 +500,7 @@ CREATE TABLE wharf.cleanup_runs (
     swept_to integer,
     CONSTRAINT cleanup_runs_check CHECK (((stopped IS NULL) OR (stopped = 'killed'::text) OR (ended_at IS NOT NULL))),
     CONSTRAINT cleanup_runs_first_errors_check CHECK ((jsonb_typeof(first_errors) = 'array'::text)),
-    CONSTRAINT cleanup_runs_stopped_check CHECK ((stopped = ANY (ARRAY['done'::text, 'time'::text, 'error'::text, 'killed'::text]))),
+    CONSTRAINT cleanup_runs_stopped_check CHECK ((stopped = ANY (ARRAY['done'::text, 'time'::text, 'asked'::text, 'error'::text, 'killed'::text]))),
     CONSTRAINT cleanup_runs_swept_to_check CHECK (((swept_to >= 0) AND (swept_to <= 4096)))
 );
 
@@ -760,7 +760,7 @@ CREATE INDEX jobs_with_failures ON wharf.jobs USING btree (id) WHERE (failed > 0
 
 CREATE INDEX purges_by_content ON wharf.purges USING btree (tenant_id, sha256, id);
 
-CREATE INDEX suspects_by_time ON wharf.suspects USING btree (look_at, sha256);
+CREATE INDEX suspects_by_time ON wharf.suspects USING btree (since, sha256);
 
 CREATE INDEX tasks_by_worker ON wharf.tasks USING btree (worker) WHERE (state = 'running'::text);
 

@@ -34,6 +34,8 @@ from standalone.supervisor import Supervisor
 from wharfinger import discovery
 
 FIRST_TENANT = "default"
+ROLES = ("wharf_api", "wharf_worker", "wharf_cleanup")
+"""Those that its processes log in as."""
 
 
 def up(
@@ -59,6 +61,7 @@ class Urls:
     owner: str
     api: str
     worker: str
+    cleanup: str
 
 
 class OneMachine:
@@ -95,18 +98,22 @@ class OneMachine:
         )
         _say(f"Wharfinger is ready at {self._server}, its key in {self._data / discovery.KEY_FILE}")
         _say("Try: wharf predict PICTURE        Ctrl-C ends it.")
+        every = f"{self._settings.cleanup_every_seconds:g}"
+        await self._supervisor.start(
+            self._program("cleanup", environment | {"WHARF_DATABASE_URL": urls.cleanup}, "--every", every)
+        )
 
     async def _database(self, given: SecretStr | None) -> Urls:
         if given is not None:
             owner = given.get_secret_value()
             await migrate(owner, self._volume)
             urls = await process_urls(owner, self._volume.identity().hex[-8:])
-            return Urls(owner, urls["wharf_api"], urls["wharf_worker"])
+            return Urls(owner, *(urls[role] for role in ROLES))
         postgres = Postgres(self._data / "postgres")
         await self._supervisor.start(postgres)
         await ensure_database(postgres.url(), "wharf")
         await migrate(postgres.url(database="wharf"), self._volume)
-        return Urls(*(postgres.url(user, "wharf") for user in ("postgres", "wharf_api", "wharf_worker")))
+        return Urls(*(postgres.url(user, "wharf") for user in ("postgres", *ROLES)))
 
     async def _let_in(self, owner_url: str) -> None:
         """Leaves the key and the address where the command line looks for them."""
@@ -118,7 +125,7 @@ class OneMachine:
         discovery.remember(self._data)
 
     def _environment(self) -> dict[str, str]:
-        """What both processes are given. `up` keeps its owner's URL to itself."""
+        """What all processes are given. `up` keeps its owner's URL to itself."""
         own = {
             "WHARF_VOLUME": str(self._volume.root),
             "WHARF_LOG_FORMAT": self._settings.log_format,
@@ -132,13 +139,13 @@ class OneMachine:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WHARF_AMQP_")}
         return {"WHARF_HEALTH_PORT": "0", **inherited, **own}
 
-    def _program(self, name: str, environment: dict[str, str], *, ready: str) -> Program:
+    def _program(self, name: str, environment: dict[str, str], *options: str, ready: str | None = None) -> Program:
         return Program(
             name,
-            [sys.executable, "-m", "wharfinger", name],
+            [sys.executable, "-m", "wharfinger", name, *options],
             env={**environment, "WHARF_INSTANCE": f"up-{name}"},
             write=_print,
-            ready=lambda: self._answers(ready),
+            ready=None if ready is None else lambda: self._answers(ready),
             ready_seconds=120,
             grace_seconds=35,
         )

@@ -20,7 +20,7 @@ import typer
 from broker.app import build_app
 from broker.backlog import Backlog
 from broker.maintenance.migrate import ensure_database, migrate
-from broker.maintenance.settings import MigrateSettings
+from broker.maintenance.settings import CleanupSettings, MigrateSettings
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
@@ -93,10 +93,15 @@ def _schema() -> str:
         postgres = Postgres(Path(folder) / "postgres", durable=False)
         asyncio.run(_bring_up(postgres))
         try:
-            dump = [str(programs_of_the_wheel() / "pg_dump"), "--schema-only", "--schema=wharf"]
-            dumped = subprocess.run([*dump, postgres.url(database="wharf")], check=True, capture_output=True, text=True)
+            return schema_of(postgres.url(database="wharf"))
         finally:
             asyncio.run(postgres.stop())
+
+
+def schema_of(url: str) -> str:
+    """The statements that would make this database's schema."""
+    dump = [str(programs_of_the_wheel() / "pg_dump"), "--schema-only", "--schema=wharf"]
+    dumped = subprocess.run([*dump, url], check=True, capture_output=True, text=True)
     # Comments name the server's version, and \restrict carries a random word.
     lines = [line for line in dumped.stdout.splitlines() if not line.startswith(("--", "\\"))]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
@@ -109,7 +114,7 @@ async def _bring_up(postgres: Postgres) -> None:
 
 
 def _readme() -> str:
-    settings = table(UpSettings, BrokerSettings, RelaySettings, WorkerSettings, MigrateSettings)
+    settings = table(UpSettings, BrokerSettings, RelaySettings, WorkerSettings, CleanupSettings, MigrateSettings)
     return TABLE.sub(rf"\1{settings}\n\2", (ROOT / "README.md").read_text())
 
 

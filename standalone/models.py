@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from custody.errors import CustodyError, StartError
@@ -14,18 +13,12 @@ from custody.settings import load
 from custody.telemetry import configure_logging
 from inference_worker.adding import Added
 from inference_worker.adding import add as add_model
-from standalone.folder import socket_of_running
-from standalone.postgres import url_on
-from wharfinger import discovery
+from standalone.reach import reach
 
 
 class AddSettings(BaseSettings):
-    """As workers read them, but that what is missing is looked for in the folder of `wharf up`."""
-
     model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
 
-    database_url: SecretStr | None = None
-    volume: Path | None = Field(default=None, examples=["/srv/wharf"])
     engine: str = "openvino"
 
 
@@ -46,7 +39,7 @@ def add(
     try:
         settings = load(AddSettings, **({"engine": engine} if engine else {}))
         configure_logging(process="models", format="text", level="error")
-        url, volume = _service(settings, data)
+        url, volume = reach("wharf_worker", data)
         added = asyncio.run(
             add_model(file.absolute(), name=name, database_url=url, volume=volume, engine=settings.engine)
         )
@@ -55,21 +48,6 @@ def add(
     except CustodyError as error:
         sys.exit(f"wharf models add: {error.detail}")
     _tell(added)
-
-
-def _service(settings: AddSettings, data: Path | None) -> tuple[str, Path]:
-    if data is None and settings.database_url is not None:
-        if settings.volume is None:
-            raise StartError("WHARF_VOLUME is not set; for example WHARF_VOLUME=/srv/wharf")
-        return settings.database_url.get_secret_value(), settings.volume
-    folder = data or discovery.current_data_folder()
-    running = socket_of_running(folder / "postgres")
-    if running is None:
-        raise StartError(
-            f"no service runs in {folder}. Start it with `wharf up`, or set WHARF_DATABASE_URL, for example "
-            "postgresql://wharf_worker:SECRET@postgres:5432/wharf, and WHARF_VOLUME."
-        )
-    return url_on(running, "wharf_worker", "wharf"), folder / "volume"
 
 
 def _tell(added: Added) -> None:

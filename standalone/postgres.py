@@ -76,7 +76,8 @@ ADVICE: Mapping[str, str] = MappingProxyType(
 
 class Postgres:
     """`data`: a folder of its own, made where it is missing. `programs`: the folder of `postgres` and `initdb`, by
-    default the wheel's. `durable=False` is for tests: a power cut, but not a kill -9, may then damage the cluster.
+    default the wheel's. `durable=False` is for tests: a power cut may then damage the cluster, and a kill -9 takes the
+    commits of the last moment with it.
 
     Start it from the main thread: on Linux it stops when that thread ends. `async with` starts and stops it. It belongs
     to no event loop: one `asyncio.run` may start it and another stop it."""

@@ -29,4 +29,5 @@ class UpSettings(BaseSettings):
         description="A registered model's name, or a file to register (.onnx, .xml; for the engine ultralytics .pt). "
         "If unset, the starter model",
     )
+    cleanup_every_seconds: float = Field(default=300.0, gt=0, description="Pause between two cleanups of `wharf up`")
     log_format: Literal["json", "text"] = Field(default="text", description="`json` for machines, `text` for people")

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from broker.maintenance.migrate import first_key, roles_script, write_key
+from broker.maintenance.migrate import first_key, roles_script, wait_until_migrated, write_key
 from broker.maintenance.migrate import migrate as bring_up
 from broker.maintenance.settings import MigrateSettings
 from custody.errors import StartError
 from custody.settings import load
 from custody.telemetry import configure_logging
 from custody.volume import Volume
+
+WAIT_SECONDS = 600.0
 
 
 def migrate(
@@ -22,15 +24,25 @@ def migrate(
         Path | None, typer.Option("--first-key", help="Write an admin's API key of --tenant to this new file (0600)")
     ] = None,
     tenant: Annotated[str, typer.Option(help="The operator's tenant, made where it is missing")] = "default",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Change nothing: wait until another has migrated. Any process's URL will do")
+    ] = False,
+    seconds: Annotated[float | None, typer.Argument(help="With --wait: how long at most [600]", min=0)] = None,
 ) -> None:
     """Bring the database and the volume up to date. WHARF_DATABASE_URL is the owner's here."""
     if print_roles:
         typer.echo(roles_script(), nl=False)
         return
+    if seconds is not None and not wait:
+        raise typer.BadParameter("SECONDS goes with --wait")
     configure_logging(process="migrate", format="text", level="warning")
     try:
         settings = load(MigrateSettings)
         url = settings.database_url.get_secret_value()
+        if wait:
+            asyncio.run(wait_until_migrated(url, WAIT_SECONDS if seconds is None else seconds))
+            typer.echo("The database is up to date.")
+            return
         volume = Volume(settings.volume, instance="migrate") if settings.volume else None
         applied = asyncio.run(bring_up(url, volume))
         for name in applied:

@@ -30,12 +30,12 @@ LOCK_TIMEOUT = "400ms"
 """Shorter than PostgreSQL's deadlock_timeout of 1 s: in a circle of waits, the migration is the one that gives way."""
 TRIES = 100
 PAUSE_SECONDS = 1.0
-WAIT_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 0.5
 
 WIDENS_JOBS = re.compile(r"ALTER\s+TABLE\s+wharf\.jobs\b[^;]*\bADD\s+COLUMN\b", re.IGNORECASE)
 """What the broker of v0.1.0, which reads jobs with SELECT *, must be led over: see `_end_sessions`."""
 
-NOT_IN_A_TRANSACTION = "-- not in a transaction\n"
+NOT_IN_A_TRANSACTION = re.compile(r"(?:--[^\n]*\n)*?-- not in a transaction\n")
 STATEMENT = re.compile(
     r"""(?: --[^\n]* | '(?:[^']|'')*' | "[^"]*" | (\$\w*\$).*?\1 | \bBEGIN\s+ATOMIC\b.*?\bEND\s*(?=;) | [^;] )+""",
     re.DOTALL | re.VERBOSE,
@@ -60,7 +60,7 @@ class Migration:
         """False for what waits for others without keeping them waiting, which no transaction may hold: each of its
         statements, of the kinds CREATE INDEX CONCURRENTLY IF NOT EXISTS, DROP INDEX CONCURRENTLY IF EXISTS and ALTER
         TABLE VALIDATE CONSTRAINT, may be done twice."""
-        return not self.text.startswith(NOT_IN_A_TRANSACTION)
+        return NOT_IN_A_TRANSACTION.match(self.text) is None
 
     def statements(self) -> list[str]:
         """Without comments before them."""
@@ -76,9 +76,9 @@ async def migrate(owner_url: str, volume: Volume | None) -> list[str]:
     brought up. Raises `StartError`."""
     try:
         return await _migrate(owner_url, volume)
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
         raise StartError(
-            f"The database went away: {str(error).strip()}\nWhat is applied stays. Run `wharf migrate` again."
+            f"The database did not finish this: {str(error).strip()}\nWhat is applied stays. Run `wharf migrate` again."
         ) from error
 
 
@@ -175,7 +175,7 @@ async def wait_until_migrated(url: str, seconds: float) -> None:
                 if found != cause:
                     log.warning("waits_for_migration", migration=needed.name, cause=found)
                 cause = found
-                await asyncio.sleep(WAIT_SECONDS)
+                await asyncio.sleep(ASK_AGAIN_SECONDS)
     except TimeoutError:
         raise StartError(
             f"Not within {seconds:g} s: migration {needed.name} ({cause or 'the database does not answer'}). "

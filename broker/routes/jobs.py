@@ -69,13 +69,11 @@ SUBMISSION_BODY = {
     }
 }
 
-SUBMITTED = (*problems.KEYED, "forbidden", *problems.IDEMPOTENT, *problems.ADMISSION)
-
 
 @router.post(
     "/predict",
     response_model=Job,
-    responses={**ACCEPTED, **problems.answers(*SUBMITTED, *problems.UPLOAD)},
+    responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.UPLOAD)},
     openapi_extra=PREDICT_BODY,
 )
 async def predict(
@@ -114,7 +112,7 @@ async def predict(
 @router.post(
     "/jobs",
     response_model=Job,
-    responses={**ACCEPTED, **problems.answers(*SUBMITTED, *problems.JSON_BODY, "not_found")},
+    responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.JSON_BODY, "not_found")},
     openapi_extra=SUBMISSION_BODY,
 )
 async def submit(

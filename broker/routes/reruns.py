@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body, paging
+from broker import body, paging, problems
 from broker.access import Admin, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.backlog import Admission
@@ -33,7 +33,14 @@ RETRY_BODY = {
 }
 
 
-@router.post("/{job_id}/rerun", response_model=Job, responses=ACCEPTED)
+@router.post(
+    "/{job_id}/rerun",
+    response_model=Job,
+    responses={
+        **ACCEPTED,
+        **problems.answers(*problems.SUBMITTED, "not_found", "gone", "input_gone", "job_not_ended", "nothing_to_rerun"),
+    },
+)
 async def rerun(
     request: Request,
     service: ServiceDep,
@@ -59,7 +66,12 @@ async def rerun(
     return await answer_job(request, service, tenant, new_job)
 
 
-@router.post("/retry", response_model=RetryBatch, openapi_extra=RETRY_BODY)
+@router.post(
+    "/retry",
+    response_model=RetryBatch,
+    responses=problems.answers(*problems.SUBMITTED, *problems.JSON_BODY),
+    openapi_extra=RETRY_BODY,
+)
 async def retry(
     request: Request, service: ServiceDep, principal: Admin, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -79,7 +91,7 @@ async def retry(
         matches = await reruns.matching(transaction, wish, walk)
     done = await _retry_batch(request, service, walk, matches, dry_run=wish.dry_run)
     over = len(done) == len(matches) < wish.limit
-    following = None if over else paging.encode_walk(Walk(walk.began, done[-1].job))
+    following = None if over else paging.encode(Walk(walk.began, done[-1].job))
     return answer(RetryBatch(jobs=done, next_cursor=following))
 
 

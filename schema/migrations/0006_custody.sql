@@ -44,7 +44,7 @@ CREATE TABLE wharf.suspects (
     since   timestamptz NOT NULL DEFAULT now(),
     look_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX suspects_by_time ON wharf.suspects (look_at, sha256);
+CREATE INDEX suspects_by_time ON wharf.suspects (since, sha256);
 ALTER TABLE wharf.suspects ENABLE ROW LEVEL SECURITY;
 ALTER TABLE wharf.suspects FORCE ROW LEVEL SECURITY;
 CREATE POLICY owner_all ON wharf.suspects TO wharf_owner USING (true) WITH CHECK (true);
@@ -97,7 +97,7 @@ CREATE TABLE wharf.cleanup_runs (
     id            uuid PRIMARY KEY,
     started_at    timestamptz NOT NULL DEFAULT now(),
     ended_at      timestamptz,
-    stopped       text CHECK (stopped IN ('done', 'time', 'error', 'killed')),
+    stopped       text CHECK (stopped IN ('done', 'time', 'asked', 'error', 'killed')),
     without_grace boolean NOT NULL,
     expired_files bigint NOT NULL DEFAULT 0,
     expired_jobs  bigint NOT NULL DEFAULT 0,

@@ -17,19 +17,23 @@ WRITE = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) wharf\.(\w+)")
 
 # The modules that write a table. Submitting a job makes its tasks, releasing them
 # puts them into a queue, and everything else in a task's life is one module's.
+# What nobody needs any more is taken away by the cleanup, whosever it was.
 WRITERS = {
     "tenants": {"custody.tenants"},
     "api_keys": {"custody.tenants"},
-    "files": {"custody.files"},
-    "idempotency_keys": {"custody.idempotency"},
-    "jobs": {"custody.jobs"},
-    "tasks": {"custody.jobs", "custody.tasks", "custody.releases"},
+    "files": {"custody.cleanup", "custody.files"},
+    "idempotency_keys": {"custody.cleanup", "custody.idempotency"},
+    "jobs": {"custody.cleanup", "custody.jobs"},
+    "tasks": {"custody.cleanup", "custody.jobs", "custody.tasks", "custody.releases"},
     "released": {"custody.releases", "custody.tasks"},
-    "results": {"custody.tasks"},
+    "results": {"custody.cleanup", "custody.tasks"},
     "models": {"custody.models"},
     "workers": {"custody.models"},
     "relays": {"custody.relays"},
-    "installation": {"broker.maintenance.migrate"},
+    "blobs": {"custody.cleanup"},
+    "suspects": {"custody.cleanup"},
+    "cleanup_runs": {"custody.cleanup"},
+    "installation": {"broker.maintenance.migrate", "custody.installation"},
     "migrations": {"broker.maintenance.migrate"},
 }
 

@@ -55,6 +55,8 @@ JOB = {"inputs": [{"sha256": SHA256}, {"file": ID}], "model": "digits", "priorit
        "metadata": {"a": ["b", {"c": 1}]}, "params": {"conf": 0.5, "iou": 0.5, "max_detections": 5}}  # fmt: skip
 FIELDS = {"model": "digits", "conf": "0.5", "iou": "0.5", "max_detections": "5", "priority": "batch",
           "expires_in": "60", "file_expires_in": "60", "metadata": '{"a": 1}'}  # fmt: skip
+RETRY = {"state": "failed", "model": "digits", "error_code": "undecodable_image", "metadata": {"a": 1},
+          "created_after": "2026-01-01T00:00:00Z", "limit": 5, "dry_run": True, "all_tenants": False}  # fmt: skip
 
 ROWS = [
     Row("GET", "/livez", "anybody"),
@@ -86,6 +88,8 @@ ROWS = [
     Row("POST", "/v1/jobs/{job_id}/cancel", "writer"),
     Row("GET", "/v1/tenant", "admin"),
     Row("PATCH", "/v1/tenant", "admin", json={"file_retention_days": 7, "job_retention_days": None}),
+    Row("POST", "/v1/jobs/{job_id}/rerun", "writer", {"only": "failed"}, keyed=True),
+    Row("POST", "/v1/jobs/retry", "admin", json=RETRY, keyed=True),
     Row("GET", "/v1/keys", "admin"),
     Row("POST", "/v1/keys", "admin", json={"name": "x", "role": "reader", "tenant": None}, keyed=True),
     Row("DELETE", "/v1/keys/{key_id}", "admin"),

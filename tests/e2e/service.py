@@ -195,10 +195,10 @@ class Installation:
             f"http://127.0.0.1:{self.port}", key.read_text().strip(), self._database("postgres"), self.volume
         )
 
-    def broker(self, **settings: str) -> Part:
-        part = self._part("broker", ("broker",), "wharf_api", {"WHARF_PORT": str(self.port), **settings})
+    def broker(self, name: str = "broker", **settings: str) -> Part:
+        part = self._part(name, ("broker",), "wharf_api", {"WHARF_PORT": str(self.port), **settings})
         part.start()
-        part.until(lambda: answers(f"http://127.0.0.1:{self.port}/livez"))
+        part.until(lambda: answers(f"http://127.0.0.1:{part.environment['WHARF_PORT']}/livez"))
         return part
 
     def worker(self, name: str, **settings: str) -> Part:

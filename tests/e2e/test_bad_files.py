@@ -1,7 +1,9 @@
 """Bytes that are no picture, or not a whole one, or too much of one: refused clearly, and nothing is left of them."""
 
+import gzip
 import io
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 
@@ -186,3 +188,49 @@ def test_a_client_that_goes_away_in_the_middle(up: Service, page: bytes, address
         opened.sendall(body + bytes(4_000_000))
         until(up.staged, "bytes are being staged")
     until(lambda: not up.staged(), "what was staged is gone")
+
+
+def zipped(name: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+DISGUISED = {
+    "SVG": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+    "SVG without prologue": b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>",
+    "PDF": b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n",
+    "ZIP": zipped("a.png", b"x" * 1000),
+    "HTML": b"<!DOCTYPE html><html><script>alert(1)</script></html>",
+    "HTML behind blanks": b"\n" * 100 + b"<html></html>",
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) (r) file\n",
+    "a script": b"#!/bin/sh\nreboot\n",
+    "gzip": gzip.compress(b"x" * 1000),
+    "a picture within a ZIP": zipped("a.jpg", drawn("JPEG")),
+    "a picture behind HTML": b"<html><!--" + drawn("PNG") + b"--></html>",
+    "a picture behind a PDF": b"%PDF-1.7\n" + drawn("JPEG"),
+    "an MP4": b"\0\0\0\x18ftypisom" + bytes(500),
+    "a Windows program": b"MZ" + bytes(500),
+}
+
+
+@pytest.mark.parametrize("kind", DISGUISED)
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_what_is_dressed_as_a_picture_is_refused_for_what_it_is(http: httpx.Client, address: str, kind: str) -> None:
+    part = "image" if address == "/v1/predict" else "file"
+    dressed = http.post(address, files={part: ("holiday.png", DISGUISED[kind], "image/png")})
+    assert_problem(dressed, 415, "unsupported_media_type")
+    if address == "/v1/files":
+        raw = http.post(address, content=DISGUISED[kind], headers={"Content-Type": "image/png"})
+        assert_problem(raw, 415, "unsupported_media_type")
+
+
+POLYGLOTS = {
+    "a GIF that is a script": b"GIF89a" + drawn("GIF")[6:] + b"=1;alert(1)//",
+    "a JPEG that is a ZIP": drawn("JPEG") + zipped("a.html", b"<script>"),
+    "a PNG that is a PDF": drawn("PNG") + b"%PDF-1.7\n%%EOF\n",
+    "a BMP that is HTML": drawn("BMP") + b"<script>alert(1)</script>",
+    "a JPEG with HTML in its comment": drawn("JPEG", comment=b"<script>alert(1)</script>"),
+}
+"""Pictures for those who read them as pictures, which is what we do."""

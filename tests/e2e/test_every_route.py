@@ -240,25 +240,28 @@ def test_a_value_of_another_json_type_is_refused(http: httpx.Client, path: str, 
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.keyed], ids=str)
-def test_a_key_that_is_used_again_for_another_body_is_refused(up: Service, page: bytes, row: Row) -> None:
-    with up.client(up.new_key("admin")) as http:
-        sha256 = http.post("/v1/files", content=page).json()["items"][0]["sha256"]
-        address = row.address(sha256=sha256)
-        first: dict[str, Any] = {}
-        other: dict[str, Any] = {"files": {row.picture or "": page + b"more"}}
-        if row.json is not None:
-            known = {"inputs": [{"sha256": sha256}]} if row.path == "/v1/jobs" else {"name": "x", "role": "reader"}
-            first = {"json": known}
-            other = {"json": {**known, "expires_in": 5}} if row.path == "/v1/jobs" else {"json": {**known, "name": "y"}}
-        elif row.query:
-            other = {"params": {"filename": "other"}}
-        key = {"Idempotency-Key": "again"}
-        assert row.send(http, page, address, headers=key, **first).is_success
-        before = rows(up)
-        assert_problem(
-            row.send(http, page, address, headers=key, **other), 409, "idempotency_conflict", "Idempotency-Key"
-        )
-        assert rows(up) == before
+def test_a_key_that_is_used_again_for_another_body_is_refused(
+    up: Service, http: httpx.Client, page: bytes, held: dict[str, str], row: Row
+) -> None:
+    first, other = another(row, page, held["sha256"])
+    headers = {"Idempotency-Key": f"again {row}"}
+    assert row.send(http, page, row.address(**held), headers=headers, **first).is_success
+    before = rows(up)
+    refused = row.send(http, page, row.address(**held), headers=headers, **other)
+    assert_problem(refused, 409, "idempotency_conflict", "Idempotency-Key")
+    assert rows(up) == before
+
+
+def another(row: Row, page: bytes, sha256: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two requests that would both be granted, and differ."""
+    match row.path:
+        case "/v1/jobs":
+            return {"json": (job := {"inputs": [{"sha256": sha256}]})}, {"json": {**job, "expires_in": 5}}
+        case "/v1/keys":
+            return {"json": (key := {"name": "x", "role": "reader"})}, {"json": {**key, "name": "y"}}
+    if row.json is not None:
+        return {}, {"json": {**row.json, "limit": 7}}
+    return ({}, {"files": {row.picture: page + b"more"}}) if row.picture else ({}, {"params": row.query})
 
 
 def rows(service: Service) -> dict[str, int]:

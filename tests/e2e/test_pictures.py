@@ -136,6 +136,7 @@ PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     "16-bit colour PNG": (sixteen_bit_colour, "image/png"),
     "palette PNG": (lambda: written(upright().quantize(256), "PNG"), "image/png"),
     "transparent palette PNG": (transparent_palette, "image/png"),
+    "animated PNG": (lambda: two_frames("PNG"), "image/png"),
     "PNG with alpha": (with_alpha, "image/png"),
     "lossy WebP": (lambda: written(upright(), "WEBP", quality=90), "image/webp"),
     "lossless WebP": (lambda: written(upright(), "WEBP", lossless=True), "image/webp"),
@@ -147,6 +148,7 @@ PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     "packed TIFF": (lambda: written(upright(), "TIFF", compression="tiff_lzw"), "image/tiff"),
     "TIFF of two pages": (lambda: two_frames("TIFF"), "image/tiff"),
     "AVIF": (lambda: written(upright(), "AVIF", quality=90), "image/avif"),
+    "animated AVIF": (lambda: two_frames("AVIF"), "image/avif"),
     "HEIC": (heic, "image/heic"),
 }
 

@@ -1,6 +1,5 @@
 """/v1/jobs/{id}/rerun and /v1/jobs/retry: what failed once more, as new jobs."""
 
-import base64
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from broker import paging
 from custody.wire import Retried, RetryBatch
 from tests.e2e.problems import assert_problem
 from tests.e2e.service import Service, Strict, until
@@ -251,9 +251,9 @@ def test_an_operator_retries_the_jobs_of_all_tenants_which_stay_theirs(
         ({"cursor": "garbage"}, "cursor"),
         ({"cursor": ""}, "cursor"),
         ({"cursor": "\u00fc\u00fc\u00fc\u00fc"}, "cursor"),
-        ({"cursor": base64.urlsafe_b64encode(UNKNOWN_ID.encode()).decode()}, "cursor"),
-        ({"cursor": base64.urlsafe_b64encode(f"2026-01-31T18:00:00 {UNKNOWN_ID}".encode()).decode()}, "cursor"),
-        ({"cursor": base64.urlsafe_b64encode(b"2026-01-31T18:00:00+00:00 x").decode()}, "cursor"),
+        ({"cursor": paging.encode(UNKNOWN_ID)}, "cursor"),
+        ({"cursor": paging.encode(f"2026-01-31T18:00:00 {UNKNOWN_ID}")}, "cursor"),
+        ({"cursor": paging.encode("2026-01-31T18:00:00+00:00 x")}, "cursor"),
         ({"more": 1}, "more"),
         ([], None),
     ],
@@ -266,7 +266,7 @@ def test_a_filter_that_is_none_is_refused_with_its_field(http: httpx.Client, wis
 def test_a_time_at_the_end_of_the_calendar_is_a_time(http: httpx.Client, moment: str) -> None:
     for wish in ({"created_after": moment}, {"created_before": moment}):
         assert http.post("/v1/jobs/retry", json=wish).status_code == 200
-    cursor = base64.urlsafe_b64encode(f"{moment} {UNKNOWN_ID}".encode()).decode()
+    cursor = paging.encode(f"{moment} {UNKNOWN_ID}")
     assert http.post("/v1/jobs/retry", json={"cursor": cursor}).status_code == 200
 
 

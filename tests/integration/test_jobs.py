@@ -267,6 +267,52 @@ async def test_cancel_and_the_last_end_at_once_leave_one_of_the_two_and_true_cou
     assert len(outcomes) > 1
 
 
+async def test_a_job_cancelled_between_its_last_end_and_its_finish_stays_cancelled_with_all_its_results(domain, acme):
+    job = await domain.submit(acme, inputs=2)
+    for claim in await domain.claim(2):
+        assert await domain.succeed(claim)
+    assert await domain.cancel(acme, job)
+    assert not await domain.finish(job)
+    cancelled = await domain.get(acme, job)
+    assert (cancelled.state, cancelled.progress.done) == (JobState.CANCELLED, 2)
+    assert [result.state for result in cancelled.results] == ["succeeded"] * 2
+
+
+async def test_an_end_that_is_written_and_not_committed_as_the_job_is_cancelled_counts(domain, acme):
+    job = await domain.submit(acme, inputs=2)
+    first, _ = await domain.claim(2)
+    async with domain.worker.transaction() as transaction:
+        assert await domain.tasks.succeed(transaction, first, model=MODEL, detections=DETECTIONS, timings=TIMINGS)
+        cancelling = asyncio.create_task(domain.cancel(acme, job))
+        waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        async with asyncio.timeout(10):
+            while not await domain.ask(waits):
+                await asyncio.sleep(0.01)
+    assert await cancelling
+    assert not await domain.finish(job)
+    cancelled = await domain.get(acme, job)
+    assert (cancelled.state, cancelled.progress.done) == (JobState.CANCELLED, 1)
+    assert sorted(domain.task_states(job)) == ["cancelled", "succeeded"]
+
+
+async def test_a_cancel_and_a_deadline_at_once_leave_one_of_the_two(domain, acme):
+    for _ in range(50):
+        job = await domain.submit(acme, inputs=3, expires_in=60)
+        await domain.claim(2)
+
+        async def expire(job=job) -> bool:
+            async with domain.worker.transaction() as transaction:
+                expired = await domain.jobs.expire(transaction, job)
+            await domain.follow_cancel(acme, job)
+            return expired
+
+        cancelled, expired = await asyncio.gather(domain.cancel(acme, job), expire())
+        assert cancelled != expired
+        [row] = domain.rows("SELECT state, done, failed FROM wharf.jobs WHERE id = %s", [job])
+        assert (row["state"], row["done"], row["failed"]) == ("cancelled" if cancelled else "expired", 0, 0)
+        assert set(domain.task_states(job)) == {"cancelled"}
+
+
 async def test_the_inputs_of_a_job_that_was_ended_early_are_cancelled_before_their_tasks_follow(domain, acme):
     job = await domain.submit(acme, inputs=3)
     await domain.claim()

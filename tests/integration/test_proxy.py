@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -194,3 +195,16 @@ def test_a_closed_proxy_leaves_no_thread_and_closes_twice(proxy, client):
     assert not [thread for thread in threading.enumerate() if thread.name == "proxy"]
     with pytest.raises(ConnectionResetError):
         client.recv(1)
+
+
+def test_a_unix_socket_is_reached_by_tcp(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        with Proxy(tmp_path / "socket") as proxy, connect(proxy) as client:
+            accepted, _ = server.accept()
+            with accepted:
+                client.sendall(b"there")
+                assert accepted.recv(100) == b"there"
+                accepted.sendall(b"and back")
+                assert client.recv(100) == b"and back"

@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -19,13 +20,14 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Listens on `port` of 127.0.0.1 and forwards to the target. It lives in a thread of its own: its methods may be
-    called from anywhere, and return once what they promise is so. `with` closes it."""
+    """Listens on `port` of 127.0.0.1 and forwards to `target`: a port of 127.0.0.1 or the path of a Unix socket. It
+    lives in a thread of its own: its methods may be called from anywhere, and return once what they promise is so.
+    `with` closes it."""
 
-    def __init__(self, target_port: int, target_host: str = "127.0.0.1") -> None:
+    def __init__(self, target: int | Path) -> None:
         self.port = 0
         self.accepted = 0
-        self._target = (target_host, target_port)
+        self._target = target
         self._delay_seconds = 0.0
         self._bytes: dict[Direction, int] = {"up": 0, "down": 0}
         self._connections: dict[asyncio.Task[None], _Connection] = {}
@@ -136,7 +138,7 @@ class Proxy:
         try:
             await connection.open()
             await self._flowing.wait()
-            await connection.reach(*self._target)
+            await connection.reach(self._target)
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._forward(connection, "up"))
                 ways.create_task(self._forward(connection, "down"))
@@ -168,8 +170,9 @@ class _Connection:
     async def open(self) -> None:
         self._readers["up"], self._writers["down"] = await asyncio.open_connection(sock=self._client)
 
-    async def reach(self, host: str, port: int) -> None:
-        self._readers["down"], self._writers["up"] = await asyncio.open_connection(host, port)
+    async def reach(self, target: int | Path) -> None:
+        reached = asyncio.open_unix_connection(target) if isinstance(target, Path) else _local(target)
+        self._readers["down"], self._writers["up"] = await reached
 
     async def read(self, direction: Direction) -> bytes:
         return await self._readers[direction].read(CHUNK_BYTES)
@@ -200,3 +203,7 @@ class _Connection:
             if not writer.is_closing():
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             writer.transport.abort()
+
+
+async def _local(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", port)

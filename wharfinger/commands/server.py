@@ -17,6 +17,7 @@ _HELP = {
     "broker": "Run the API, as containers do.",
     "relay": "Run a relay to RabbitMQ, as containers do.",
     "worker": "Run a worker, as containers do.",
+    "cleanup": "Remove what has expired and what nobody refers to.",
     "migrate": "Bring the database's schema up to date.",
     "models.add": "Register a model file, so that workers can serve it by name.",
 }

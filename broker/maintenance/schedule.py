@@ -1,0 +1,148 @@
+"""When a cleanup runs: once, because somebody asked, or again and again. Never two at a time."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from broker.maintenance.cleanup import Cleanup, Preview, Rules, preview
+from broker.maintenance.metrics import CleanupMetrics
+from broker.maintenance.settings import CleanupSettings
+from custody import cleanup, installation
+from custody.cleanup import Retention, Run
+from custody.database import Database
+from custody.errors import CustodyError
+from custody.health import HealthServer, Pulse
+from custody.installation import SweepOff
+from custody.instance import CleanupLock
+from custody.removal import FOLDERS
+from custody.volume import Volume
+
+log = structlog.get_logger()
+
+
+async def clean_once(
+    settings: CleanupSettings, *, without_grace: bool, max_seconds: float | None, tell: Callable[[str], None]
+) -> Run | None:
+    """None where another cleanup runs. Raises `StartError`, `CustodyError`."""
+    async with _opened(settings) as (database, volume):
+        rules = _rules(settings, without_grace=without_grace, max_seconds=max_seconds)
+        return await _alone(settings, Cleanup(database, volume, rules, tell=tell))
+
+
+async def look_ahead(settings: CleanupSettings, *, without_grace: bool) -> Preview:
+    """What it would do. Raises `StartError`, `CustodyError`."""
+    async with _opened(settings) as (database, volume):
+        return await preview(database, volume, _rules(settings, without_grace=without_grace))
+
+
+async def look_back(settings: CleanupSettings, limit: int) -> tuple[Sequence[Run], SweepOff | None]:
+    """The newest runs first, and why orphans are only reported now. Raises `StartError`, `CustodyError`."""
+    async with _opened(settings) as (database, _), database.transaction() as transaction:
+        return await cleanup.list_runs(transaction, limit), await installation.sweep_off(transaction)
+
+
+async def serve(settings: CleanupSettings, *, every: float, without_grace: bool, max_seconds: float | None) -> None:
+    """A cleanup every so many seconds, until a signal asks for the end."""
+    stop = asyncio.Event()
+    metrics, pulse = CleanupMetrics(), Pulse()
+    async with _opened(settings) as (database, volume):
+        with ExitStack() as stack:
+            if settings.health_port:
+                stack.enter_context(
+                    HealthServer(
+                        settings.health_host,
+                        settings.health_port,
+                        metrics.registry,
+                        is_alive=pulse.is_recent,
+                        is_ready=lambda: pulse.is_recent() and not stop.is_set(),
+                    )
+                )
+            beating = asyncio.create_task(pulse.beat())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            log.info("cleanup_ready", every_seconds=every)
+            try:
+                while not stop.is_set():
+                    try:
+                        sweep = await _sweep_is_due(database, timedelta(hours=settings.sweep_hours))
+                        rules = _rules(settings, without_grace=without_grace, max_seconds=max_seconds, sweep=sweep)
+                        await _run(settings, database, Cleanup(database, volume, rules), stop, metrics)
+                    except CustodyError as error:
+                        log.warning("cleanup_interrupted", code=error.code, detail=error.detail)
+                    await _pause(stop, every)
+            finally:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
+    log.info("cleanup_stopped")
+
+
+async def _run(
+    settings: CleanupSettings, database: Database, cleaning: Cleanup, stop: asyncio.Event, metrics: CleanupMetrics
+) -> None:
+    stopping = asyncio.create_task(_hand_on(stop, cleaning))
+    try:
+        run = await _alone(settings, cleaning)
+    finally:
+        stopping.cancel()
+    if run is None:
+        log.info("cleanup_kept_out")
+        return
+    async with database.transaction() as transaction:
+        metrics.count(run, await installation.sweep_off(transaction))
+
+
+async def _hand_on(stop: asyncio.Event, cleaning: Cleanup) -> None:
+    await stop.wait()
+    cleaning.stop()
+
+
+async def _alone(settings: CleanupSettings, cleaning: Cleanup) -> Run | None:
+    async with CleanupLock(settings.listen_url) as taken:
+        return await cleaning.run() if taken else None
+
+
+async def _sweep_is_due(database: Database, every: timedelta) -> bool:
+    """Also where the last sweep was stopped on its way."""
+    async with database.transaction() as transaction:
+        last = await cleanup.last_sweep(transaction)
+    if last is None or last.started_at is None or last.swept_to != FOLDERS:
+        return True
+    return datetime.now(UTC) - last.started_at >= every
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return
+
+
+@asynccontextmanager
+async def _opened(settings: CleanupSettings) -> AsyncIterator[tuple[Database, Volume]]:
+    volume = Volume(settings.volume, instance=settings.instance)
+    async with Database(
+        settings.database_url.get_secret_value(), name="wharf cleanup", role="wharf_cleanup", size=2, by_index=True
+    ) as database:
+        async with database.transaction() as transaction:
+            await installation.check_volume(transaction, volume)
+        yield database, volume
+
+
+def _rules(
+    settings: CleanupSettings, *, without_grace: bool, max_seconds: float | None = None, sweep: bool = True
+) -> Rules:
+    return Rules(
+        retention=Retention(
+            files=timedelta(days=settings.file_retention_days), jobs=timedelta(days=settings.job_retention_days)
+        ),
+        grace=None if without_grace else timedelta(seconds=settings.cleanup_grace_seconds),
+        staging=timedelta(hours=settings.staging_hours),
+        orphan_fraction=settings.max_orphan_fraction,
+        sweep=sweep,
+        max_seconds=max_seconds,
+    )
