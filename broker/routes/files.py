@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -210,9 +210,11 @@ async def change(request: Request, service: ServiceDep, principal: Writer, file_
 
 @router.delete("/sha256:{sha256}", response_model=PurgeReceipt, responses=LET_GO)
 async def purge_content(
-    service: ServiceDep, principal: Writer, sha256: str, purge: Annotated[Literal[True], Query()]
+    service: ServiceDep, principal: Writer, sha256: str, purge: Annotated[bool, Query()]
 ) -> Response:
     """As a purge by one of its files, also where your tenant has only results of these bytes."""
+    if not purge:
+        raise CustodyError("invalid_request", "Files are deleted by their ids; bytes are only purged.", field="purge")
     tenant = principal.tenant_id
     async with service.database.transaction(tenant) as transaction:
         purged = await erasure.purge_content(transaction, _digest(sha256), gone_within=_gone_within(service))

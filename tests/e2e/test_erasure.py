@@ -256,6 +256,38 @@ def test_a_broker_that_is_killed_within_a_purge_has_purged_nothing(postgres: Pos
         assert mentions(service, "secret") == []
 
 
+def test_the_next_cleanup_takes_the_bytes_that_nobody_else_has_from_the_volume(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    with (
+        fleet(postgres, tmp_path, None) as (service, installation, _, _),
+        service.client(service.new_key()) as http,
+        service.client(service.new_key()) as other,
+    ):
+        alone, shared, deleted = grey(10), grey(20), grey(30)
+        mine = {
+            picture: http.post("/v1/files", content=picture).json()["items"][0]["id"]
+            for picture in (alone, shared, deleted)
+        }
+        [theirs] = other.post("/v1/files", content=shared).json()["items"]
+        assert all(on_volume(service, picture) for picture in mine)
+        # What is only deleted has its grace.
+        http.delete(f"/v1/files/{mine[deleted]}")
+        for picture in (alone, shared):
+            assert purge(http, mine[picture]).status_code == 200
+        cleanup = installation._part("cleanup", ("cleanup",), "wharf_cleanup", {})
+        cleanup.start()
+        assert cleanup.ended() == 0, cleanup.output()
+        assert on_volume(service, alone) == []
+        assert len(on_volume(service, shared)) == len(on_volume(service, deleted)) == 1
+        assert other.get(f"/v1/files/{theirs['id']}/content").content == shared
+
+
+def on_volume(service: Service, content: bytes) -> list[Path]:
+    """Whatever has these bytes in it, wherever it lies and whatever it is called."""
+    return [path for path in service.volume.rglob("*") if path.is_file() and content in path.read_bytes()]
+
+
 def everything(service: Service) -> dict[str, list[tuple[object, ...]]]:
     tables = ("files", "tasks", "results", "jobs", "suspects", "purges", "blobs")
     return {table: service.ask(f"SELECT t::text FROM wharf.{table} t ORDER BY 1") for table in tables}
