@@ -18,6 +18,7 @@ from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
 from broker.service import Service
 from broker.settings import BrokerSettings
+from custody.audit import Audit
 from custody.database import Database
 from custody.errors import StartError
 from custody.files import Files
@@ -61,6 +62,7 @@ async def serve(settings: BrokerSettings) -> None:
             files=Files(volume, retention_days=settings.file_retention_days),
             jobs=Jobs(),
             tasks=Tasks(),
+            audit=Audit(settings.audit_reads),
             backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
             notices=notices,
             probe=Prober(settings.max_pixels),

@@ -1,5 +1,7 @@
 """The settings of a broker process."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from custody.settings import ProcessSettings, RetentionSettings, VolumeSettings
@@ -47,5 +49,9 @@ class BrokerSettings(VolumeSettings, RetentionSettings, ProcessSettings):
         gt=0,
         le=24 * MOST_DAYS,
         description="Told in the receipt of a purge: within so long a cleanup removes the bytes",
+    )
+    audit_reads: Literal["none", "content", "all"] = Field(
+        default="content",
+        description="Reads that leave a receipt: `none`, `content` (of files and results), `all` (lists and facts too)",
     )
     database_connections: int = Field(default=16, gt=0, description="Most connections to the database")

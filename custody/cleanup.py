@@ -275,15 +275,15 @@ async def remove_keys(transaction: Transaction, keys: Sequence[Mapping[str, Any]
 async def find_suspects(
     transaction: Transaction, after: DictRow | None, limit: int, grace: timedelta | None
 ) -> list[DictRow]:
-    """`grace`: since the last reference went; None: all, also those that were to be looked at later."""
-    # As text: where they shall go without grace it is '-infinity', which Python has no time for.
+    """`grace`: since the last reference went; None: all, also those that were to be looked at later. `since` is text:
+    it may be -infinity, which no datetime is."""
     return await _rows(
         transaction,
         f"""
-        SELECT since::text, sha256 FROM wharf.suspects
+        SELECT since::text, sha256 FROM wharf.suspects s
         WHERE {"true" if grace is None else "since <= now() - %(grace)s AND look_at <= now()"}
-        {"AND (since, sha256) > (%(since)s::timestamptz, %(sha256)s)" if after else ""}
-        ORDER BY suspects.since, sha256 LIMIT %(limit)s
+        {"AND (s.since, sha256) > (%(since)s::timestamptz, %(sha256)s)" if after else ""}
+        ORDER BY s.since, sha256 LIMIT %(limit)s
         """,
         {**(after or {}), "limit": limit, "grace": grace},
     )

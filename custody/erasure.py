@@ -12,12 +12,23 @@ RECEIPT = "p.id, p.sha256, p.file_ids, p.results, p.tasks_cancelled, p.purged_at
 
 
 @dataclass(frozen=True)
+class PurgedFile:
+    id: UUID
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Purged:
     """`jobs`: those of which inputs were cancelled. `Jobs.finish` them after the commit; what nobody does for them, a
-    reconcile will."""
+    reconcile will. `again`: it was done before, and this is the receipt of that."""
 
     receipt: PurgeReceipt
     jobs: Sequence[UUID] = ()
+    again: bool = False
+
+    @property
+    def files(self) -> Sequence[PurgedFile]:
+        return [PurgedFile(file_id, self.receipt.sha256) for file_id in self.receipt.file_ids]
 
 
 async def purge_file(transaction: Transaction, file_id: UUID, *, gone_within: float) -> Purged | None:
@@ -58,4 +69,5 @@ async def _known(transaction: Transaction, condition: str, value: UUID | bytes) 
     row = await found.fetchone()
     if row is None:
         return None
-    return Purged(PurgeReceipt(**{**row, "sha256": row["sha256"].hex(), "files": len(row["file_ids"])}))
+    receipt = PurgeReceipt(**{**row, "sha256": row["sha256"].hex(), "files": len(row["file_ids"])})
+    return Purged(receipt, again=True)

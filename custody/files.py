@@ -10,7 +10,7 @@ from custody.database import Transaction
 from custody.errors import CustodyError
 from custody.ids import new_id
 from custody.volume import Staged, Volume
-from custody.wire import File, FilePatch, JobInput
+from custody.wire import File, FilePatch, FileState, JobInput
 
 LIVE = "deleted_at IS NULL AND (pinned OR expires_at IS NULL OR expires_at > now())"
 # From now on: as long as was asked for (%(kept_for)s, in seconds), or as the tenant or else the service keeps files.
@@ -105,12 +105,13 @@ class Files:
         return await self._insert(transaction, tenant, sha256, known.size, media, filename or known.filename, kept_for)
 
     async def holds(self, transaction: Transaction, sha256: bytes) -> bool:
-        return sha256 in await self._held(transaction, [sha256])
+        """False also where its bytes are damaged, so that whoever has them sends them again."""
+        return bool(await self._held(transaction, [sha256])) and not await self._states(transaction, [sha256])
 
     async def get(self, transaction: Transaction, file_id: UUID) -> File | None:
         found = await transaction.execute(f"SELECT {COLUMNS} FROM wharf.files WHERE id = %s AND {LIVE}", [file_id])
-        row = await found.fetchone()
-        return None if row is None else _file(row)
+        files = await self._with_states(transaction, await found.fetchall())
+        return files[0] if files else None
 
     async def page(self, transaction: Transaction, *, before: UUID | None, limit: int) -> list[File]:
         """Newest first; `before`: the last id of the page before."""
@@ -121,7 +122,7 @@ class Files:
             """,
             {"before": before, "limit": limit},
         )
-        return [_file(row) for row in await found.fetchall()]
+        return await self._with_states(transaction, await found.fetchall())
 
     async def change(self, transaction: Transaction, file_id: UUID, patch: FilePatch) -> File | None:
         """What the patch names; None where the tenant has no such file. A file that is unpinned when its time is over
@@ -145,20 +146,23 @@ class Files:
                 "retention": self._retention_seconds,
             },
         )
-        row = await changed.fetchone()
-        return None if row is None else _file(row)
+        files = await self._with_states(transaction, await changed.fetchall())
+        return files[0] if files else None
 
-    async def delete(self, transaction: Transaction, file_id: UUID) -> bool:
-        """The tenant lets go of the file. Its bytes stay while anything else, a running task say, refers to them."""
-        changed = await transaction.execute(
-            f"UPDATE wharf.files SET deleted_at = now() WHERE id = %s AND {LIVE}", [file_id]
+    async def delete(self, transaction: Transaction, file_id: UUID) -> File | None:
+        """The tenant lets go of the file, if it has it. Its bytes stay while anything else, a running task say, refers
+        to them."""
+        found = await transaction.execute(
+            f"UPDATE wharf.files SET deleted_at = now() WHERE id = %s AND {LIVE} RETURNING {COLUMNS}", [file_id]
         )
-        return changed.rowcount == 1
+        row = await found.fetchone()
+        return None if row is None else _file(row)
 
     async def hold(self, transaction: Transaction, inputs: Sequence[JobInput]) -> list[File]:
         """The files that a job's inputs name, their bytes held until the transaction ends.
 
-        Raises `CustodyError("not_found")` with the field of the first input that names none of this tenant's."""
+        Raises `CustodyError` with the field of the first input that names none of this tenant's (`not_found`), or one
+        whose bytes are damaged (`file_corrupt`)."""
         ids = [wanted.file for wanted in inputs if wanted.file]
         sha256s = [bytes.fromhex(wanted.sha256) for wanted in inputs if wanted.sha256]
         found = await transaction.execute(
@@ -176,7 +180,12 @@ class Files:
         named: list[File] = []
         for number, wanted in enumerate(inputs):
             file = by_id.get(wanted.file) if wanted.file else by_sha256.get(bytes.fromhex(wanted.sha256 or ""))
-            if file is None or bytes.fromhex(file.sha256) not in present:
+            if file is None:
+                raise _no_such_input(number, wanted)
+            sha256 = bytes.fromhex(file.sha256)
+            if sha256 not in present:
+                if await self._states(transaction, [sha256]):
+                    raise damaged(file, field=f"inputs.{number}.{_kind(wanted)}")
                 raise _no_such_input(number, wanted)
             named.append(file)
         return named
@@ -186,6 +195,15 @@ class Files:
         # Held first: whoever takes a file's bytes away for good takes this lock, and is seen by what follows.
         present = await self._hold(transaction, wanted)
         return await self._held(transaction, sorted(present))
+
+    async def _with_states(self, transaction: Transaction, rows: Sequence[DictRow]) -> list[File]:
+        states = await self._states(transaction, [row["sha256"] for row in rows])
+        return [_file(row | {"state": states.get(row["sha256"], FileState.PRESENT)}) for row in rows]
+
+    async def _states(self, transaction: Transaction, wanted: Sequence[bytes]) -> Mapping[bytes, FileState]:
+        """Of those that are not `present`."""
+        found = await transaction.execute("SELECT sha256, fault FROM wharf.blob_faults(%s)", [list(set(wanted))])
+        return {row["sha256"]: FileState(row["fault"]) for row in await found.fetchall()}
 
     async def _by(self, transaction: Transaction, column: str, wanted: Sequence[object]) -> Mapping[object, File]:
         if not wanted:
@@ -248,8 +266,21 @@ def _file(row: DictRow) -> File:
     return File(**{**row, "sha256": row["sha256"].hex()})
 
 
+def damaged(file: File, *, field: str | None = None) -> CustodyError:
+    return CustodyError(
+        "file_corrupt",
+        f"The bytes of file {file.id} (sha256 {file.sha256}) are damaged or gone. Upload the same bytes again: that "
+        "puts every file back that has them.",
+        field=field,
+    )
+
+
+def _kind(wanted: JobInput) -> str:
+    return "file" if wanted.file else "sha256"
+
+
 def _no_such_input(number: int, wanted: JobInput) -> CustodyError:
-    kind, name = ("file", wanted.file) if wanted.file else ("sha256", wanted.sha256)
+    kind, name = _kind(wanted), wanted.file or wanted.sha256
     return CustodyError(
         "not_found",
         f"Input {number}: you hold no {kind} {name}. Upload it first, or correct the reference.",

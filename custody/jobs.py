@@ -15,6 +15,7 @@ from custody.database import Transaction
 from custody.ids import new_id
 from custody.wire import (
     Detection,
+    EngineReference,
     File,
     InputError,
     InputResult,
@@ -199,7 +200,8 @@ class Jobs:
             SELECT * FROM (
             SELECT t.input, {SEEN_STATE} AS state, t.file_id, t.filename, t.sha256, t.width, t.height,
                    t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at, j.parameters,
-                   r.model, r.model_version, r.model_digest, r.detections, r.timings,
+                   r.model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
+                   r.detections, r.timings,
                    sum(octet_length(r.detections::text)) OVER (
                        ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
             FROM wharf.tasks t
@@ -336,9 +338,11 @@ def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[
 
 
 def _result(row: DictRow) -> InputResult:
-    model = timings = detections = error = None
+    model = engine = timings = detections = error = None
     if row["model"] is not None:
         model = ModelReference(name=row["model"], version=row["model_version"], digest=row["model_digest"].hex())
+        if row["engine"] is not None:
+            engine = EngineReference(name=row["engine"], version=row["engine_version"])
         detections = [Detection(**detection) for detection in row["detections"]]
         timings = Timings(**row["timings"])
     if row["state"] in ("failed", "unprocessable"):
@@ -353,6 +357,8 @@ def _result(row: DictRow) -> InputResult:
         height=row["height"],
         attempts=row["attempts"],
         model=model,
+        engine=engine,
+        verified=row["verified"],
         parameters=Parameters(**row["parameters"]),
         detections=detections,
         timings=timings,

@@ -68,7 +68,7 @@ async def create_key(transaction: Transaction, owner: Principal, name: str, role
     """A key for the owner's tenant, or for `tenant`, which is made where it is missing.
 
     Raises `CustodyError("forbidden")` where another tenant is named and the owner's is not the operator's."""
-    async with _within(transaction, owner, tenant) as tenant_id:
+    async with within(transaction, owner, tenant) as tenant_id:
         return await _add_key(transaction, tenant_id, tenant or owner.tenant, name, role)
 
 
@@ -78,7 +78,7 @@ async def list_keys(transaction: Transaction, owner: Principal) -> list[Key]:
 
 async def get_key(transaction: Transaction, owner: Principal, key_id: UUID, tenant: str | None) -> Key:
     """A key that `create_key` made with the same owner and tenant."""
-    async with _within(transaction, owner, tenant):
+    async with within(transaction, owner, tenant):
         (key,) = await _keys(transaction, "k.id = %s", key_id)
     return key
 
@@ -135,7 +135,7 @@ async def _keys(transaction: Transaction, condition: str, value: UUID) -> list[K
 
 
 @asynccontextmanager
-async def _within(transaction: Transaction, owner: Principal, tenant: str | None) -> AsyncIterator[UUID]:
+async def within(transaction: Transaction, owner: Principal, tenant: str | None) -> AsyncIterator[UUID]:
     """The transaction seen through the row-level security of `tenant`, the owner's where None; gives its id."""
     if tenant is None or tenant == owner.tenant:
         yield owner.tenant_id

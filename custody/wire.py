@@ -179,6 +179,13 @@ class ModelReference(Wire):
     digest: Sha256
 
 
+class EngineReference(Wire):
+    """What computed a result. `version`: null where the engine tells none."""
+
+    name: str
+    version: str | None
+
+
 class Timings(Wire):
     """Milliseconds. `queue`: from submission to the claim; `read`: file to memory; `decode`: memory to pixels;
     `infer`: pixels to boxes, scaling and suppression included."""
@@ -210,6 +217,11 @@ class InputResult(Wire):
     height: int = Field(description="Pixels, EXIF orientation applied")
     attempts: int
     model: ModelReference | None = None
+    engine: EngineReference | None = Field(default=None, description="null in results of older workers")
+    verified: bool | None = Field(
+        default=None,
+        description="true: the SHA-256 of the bytes was compared before they were decoded; null as for `engine`",
+    )
     parameters: Parameters
     detections: list[Detection] | None = None
     timings: Timings | None = None
@@ -271,6 +283,15 @@ class ResultPage(Wire):
     next_cursor: str | None
 
 
+class FileState(StrEnum):
+    """`corrupt`, `missing`: the bytes on the volume are damaged or gone. An upload of the same bytes puts them back,
+    for every file that has them."""
+
+    PRESENT = "present"
+    CORRUPT = "corrupt"
+    MISSING = "missing"
+
+
 class File(Wire):
     id: UUID
     sha256: Sha256
@@ -283,6 +304,9 @@ class File(Wire):
     created_at: datetime
     expires_at: datetime | None = Field(description="Until then it is kept, and while it is pinned")
     pinned: bool = Field(default=False, description="Kept until it is unpinned, whatever `expires_at` says")
+    state: FileState = Field(
+        default=FileState.PRESENT, description="Of its bytes: what is `corrupt` or `missing` has to be uploaded again"
+    )
 
 
 def _rfc3339(value: object) -> object:
@@ -533,6 +557,37 @@ class TenantPatch(Wire):
 
     file_retention_days: Days | None = None
     job_retention_days: Days | None = None
+
+
+class Outcome(StrEnum):
+    DONE = "done"
+    REPLAYED = "replayed"
+
+
+class ReceiptFile(Wire):
+    id: UUID | None = Field(description="null where it was asked for by its SHA-256")
+    sha256: str | None
+
+
+class Receipt(Wire):
+    """That somebody did or read something. `action` is `noun.deed`; later releases may add some."""
+
+    id: UUID
+    at: datetime
+    key_id: UUID = Field(description="Of the key that asked; GET /v1/keys names it")
+    request_id: str
+    action: str
+    outcome: Outcome = Field(description="replayed: an Idempotency-Key was sent again, and nothing done")
+    files: list[ReceiptFile]
+    jobs: list[UUID]
+    keys: list[UUID] = Field(description="That were created or revoked")
+    names: list[str] = Field(description="Of models, pools or tenants")
+    details: dict[str, Any]
+
+
+class ReceiptPage(Wire):
+    items: list[Receipt]
+    next_cursor: str | None
 
 
 class Problem(Wire):

@@ -205,6 +205,7 @@ CREATE TABLE wharf.blobs (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     fault text,
     verified_at timestamp with time zone,
+    placed_at timestamp with time zone,
     CONSTRAINT blobs_fault_check CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
     CONSTRAINT blobs_fault_told CHECK (((state <> 'quarantined'::text) OR (fault IS NOT NULL))),
     CONSTRAINT blobs_sha256_check CHECK ((octet_length(sha256) = 32)),
@@ -214,11 +215,31 @@ CREATE TABLE wharf.blobs (
 
 ALTER TABLE wharf.blobs OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.blob_faults(wanted bytea[]) RETURNS TABLE(sha256 bytea, fault text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT b.sha256,
+     b.fault
+    FROM wharf.blobs b
+   WHERE ((b.sha256 = ANY (blob_faults.wanted)) AND (b.state = 'quarantined'::text));
+END;
+
+ALTER FUNCTION wharf.blob_faults(wanted bytea[]) OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     BEGIN ATOMIC
- UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text
+ UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text, placed_at =
+         CASE
+             WHEN (blobs.state = 'present'::text) THEN blobs.placed_at
+             ELSE clock_timestamp()
+         END, verified_at =
+         CASE
+             WHEN (blobs.state = 'present'::text) THEN blobs.verified_at
+             ELSE clock_timestamp()
+         END
    WHERE (blobs.sha256 = blob_present.wanted_sha256);
 END;
 
@@ -229,6 +250,82 @@ CREATE FUNCTION wharf.current_tenant() RETURNS uuid
     RETURN (NULLIF(current_setting('wharf.tenant'::text, true), ''::text))::uuid;
 
 ALTER FUNCTION wharf.current_tenant() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.first_id_at(moment timestamp with time zone) RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN ((lpad(to_hex(GREATEST((floor((EXTRACT(epoch FROM moment) * (1000)::numeric)))::bigint, (0)::bigint)), 12, '0'::text) || repeat('0'::text, 20)))::uuid;
+
+ALTER FUNCTION wharf.first_id_at(moment timestamp with time zone) OWNER TO wharf_owner;
+
+CREATE TABLE wharf.audit (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    at timestamp with time zone NOT NULL,
+    key_id uuid NOT NULL,
+    request_id text NOT NULL,
+    action text NOT NULL,
+    outcome text NOT NULL,
+    files uuid[],
+    sha256 bytea[],
+    jobs uuid[],
+    keys uuid[],
+    names text[],
+    details jsonb,
+    CONSTRAINT audit_action_check CHECK (((action ~ '^[a-z]+\.[a-z_]+$'::text) AND (length(action) <= 40))),
+    CONSTRAINT audit_details_check CHECK (((jsonb_typeof(details) = 'object'::text) AND (pg_column_size(details) <= 4096))),
+    CONSTRAINT audit_outcome_check CHECK ((outcome = ANY (ARRAY['done'::text, 'replayed'::text]))),
+    CONSTRAINT audit_request_id_check CHECK (((length(request_id) >= 1) AND (length(request_id) <= 128)))
+);
+
+ALTER TABLE ONLY wharf.audit FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.audit OWNER TO wharf_owner;
+
+CREATE TABLE wharf.audit_objects (
+    tenant_id uuid NOT NULL,
+    object_id uuid NOT NULL,
+    receipt_id uuid NOT NULL
+);
+
+ALTER TABLE ONLY wharf.audit_objects FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.audit_objects OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.forget_receipts(days integer, most integer) RETURNS integer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ WITH old AS (
+          SELECT a.tenant_id,
+             a.id
+            FROM (wharf.tenants t
+              CROSS JOIN LATERAL ( SELECT a_1.tenant_id,
+                     a_1.id
+                    FROM wharf.audit a_1
+                   WHERE ((a_1.tenant_id = t.id) AND (a_1.id < wharf.first_id_at((now() - make_interval(days => GREATEST(forget_receipts.days, 30))))))
+                   ORDER BY a_1.id
+                  LIMIT forget_receipts.most) a)
+          LIMIT forget_receipts.most
+         ), gone AS (
+          DELETE FROM wharf.audit a
+            USING old
+           WHERE ((a.tenant_id = old.tenant_id) AND (a.id = old.id))
+           RETURNING a.tenant_id,
+             a.id,
+             ((a.files || a.jobs) || a.keys) AS objects
+         ), named AS (
+          DELETE FROM wharf.audit_objects o
+            USING ( SELECT gone_1.tenant_id,
+                     gone_1.id,
+                     unnest(gone_1.objects) AS object_id
+                    FROM gone gone_1) g
+           WHERE ((o.tenant_id = g.tenant_id) AND (o.object_id = g.object_id) AND (o.receipt_id = g.id))
+         )
+  SELECT (count(*))::integer AS count
+    FROM gone;
+END;
+
+ALTER FUNCTION wharf.forget_receipts(days integer, most integer) OWNER TO wharf_owner;
 
 CREATE FUNCTION wharf.hold_blobs(wanted bytea[]) RETURNS SETOF bytea
     LANGUAGE sql SECURITY DEFINER
@@ -345,6 +442,33 @@ END
 $$;
 
 ALTER FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.refuse_change() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+BEGIN
+    RAISE insufficient_privilege USING MESSAGE = 'receipts are added, and never changed';
+END
+$$;
+
+ALTER FUNCTION wharf.refuse_change() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ WITH quarantined AS (
+          UPDATE wharf.blobs b SET state = 'quarantined'::text, fault = 'corrupt'::text
+            FROM wharf.tasks t
+           WHERE ((t.id = report_corrupt.held_task) AND (t.attempt = report_corrupt.held_attempt) AND (t.state = 'running'::text) AND (b.sha256 = t.sha256) AND (b.state = ANY (ARRAY['present'::text, 'quarantined'::text])) AND ((b.placed_at IS NULL) OR (b.placed_at < t.claimed_at)))
+           RETURNING b.sha256
+         )
+  SELECT (EXISTS ( SELECT
+            FROM quarantined)) AS "exists";
+END;
+
+ALTER FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) OWNER TO wharf_owner;
 
 CREATE TABLE wharf.models (
     name text NOT NULL,
@@ -627,12 +751,35 @@ CREATE TABLE wharf.results (
     detections jsonb NOT NULL,
     timings jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    engine text,
+    engine_version text,
+    verified boolean,
     CONSTRAINT results_model_digest_check CHECK ((octet_length(model_digest) = 32))
 );
 
 ALTER TABLE ONLY wharf.results FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.results OWNER TO wharf_owner;
+
+CREATE TABLE wharf.verify_runs (
+    id uuid NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    stopped text,
+    quick boolean NOT NULL,
+    checked bigint DEFAULT 0 NOT NULL,
+    bytes bigint DEFAULT 0 NOT NULL,
+    corrupt bigint DEFAULT 0 NOT NULL,
+    missing bigint DEFAULT 0 NOT NULL,
+    unreadable bigint DEFAULT 0 NOT NULL,
+    restored bigint DEFAULT 0 NOT NULL,
+    strangers bigint,
+    quarantined bigint,
+    CONSTRAINT verify_runs_check CHECK (((stopped IS NULL) OR (stopped = 'killed'::text) OR (ended_at IS NOT NULL))),
+    CONSTRAINT verify_runs_stopped_check CHECK ((stopped = ANY (ARRAY['done'::text, 'time'::text, 'asked'::text, 'error'::text, 'killed'::text])))
+);
+
+ALTER TABLE wharf.verify_runs OWNER TO wharf_owner;
 
 CREATE TABLE wharf.workers (
     name text NOT NULL,
@@ -652,6 +799,12 @@ ALTER TABLE ONLY wharf.api_keys
 
 ALTER TABLE ONLY wharf.api_keys
     ADD CONSTRAINT api_keys_secret_sha256_key UNIQUE (secret_sha256);
+
+ALTER TABLE ONLY wharf.audit_objects
+    ADD CONSTRAINT audit_objects_pkey PRIMARY KEY (tenant_id, object_id, receipt_id);
+
+ALTER TABLE ONLY wharf.audit
+    ADD CONSTRAINT audit_pkey PRIMARY KEY (tenant_id, id);
 
 ALTER TABLE ONLY wharf.blobs
     ADD CONSTRAINT blobs_pkey PRIMARY KEY (sha256);
@@ -719,12 +872,25 @@ ALTER TABLE ONLY wharf.tenants
 ALTER TABLE ONLY wharf.tenants
     ADD CONSTRAINT tenants_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY wharf.verify_runs
+    ADD CONSTRAINT verify_runs_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY wharf.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (name);
 
 CREATE INDEX api_keys_by_tenant ON wharf.api_keys USING btree (tenant_id, id);
 
+CREATE INDEX audit_by_action ON wharf.audit USING btree (tenant_id, action, id);
+
+CREATE INDEX audit_by_key ON wharf.audit USING btree (tenant_id, key_id, id);
+
+CREATE INDEX audit_by_request ON wharf.audit USING btree (tenant_id, request_id, id);
+
+CREATE INDEX blobs_by_verification ON wharf.blobs USING btree (COALESCE(verified_at, '-infinity'::timestamp with time zone), sha256) WHERE (state = 'present'::text);
+
 CREATE INDEX blobs_deleting ON wharf.blobs USING btree (sha256) WHERE (state = 'deleting'::text);
+
+CREATE INDEX blobs_quarantined ON wharf.blobs USING btree (sha256) WHERE (state = 'quarantined'::text);
 
 CREATE INDEX cleanup_runs_sweeping ON wharf.cleanup_runs USING btree (id) WHERE (swept_to IS NOT NULL);
 
@@ -774,6 +940,16 @@ CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = A
 
 CREATE INDEX tasks_ready ON wharf.tasks USING btree (pool, class, tenant_id, id) WHERE (state = 'queued'::text);
 
+CREATE INDEX verify_runs_unfinished ON wharf.verify_runs USING btree (id) WHERE (stopped IS NULL);
+
+CREATE TRIGGER never_changes BEFORE UPDATE OR TRUNCATE ON wharf.audit FOR EACH STATEMENT EXECUTE FUNCTION wharf.refuse_change();
+
+CREATE TRIGGER never_changes BEFORE UPDATE OR TRUNCATE ON wharf.audit_objects FOR EACH STATEMENT EXECUTE FUNCTION wharf.refuse_change();
+
+CREATE TRIGGER stays_while_young BEFORE DELETE ON wharf.audit FOR EACH ROW WHEN ((old.id >= wharf.first_id_at((now() - '30 days'::interval)))) EXECUTE FUNCTION wharf.refuse_change();
+
+CREATE TRIGGER stays_while_young BEFORE DELETE ON wharf.audit_objects FOR EACH ROW WHEN ((old.receipt_id >= wharf.first_id_at((now() - '30 days'::interval)))) EXECUTE FUNCTION wharf.refuse_change();
+
 CREATE TRIGGER suspect_deleted AFTER UPDATE OF deleted_at ON wharf.files FOR EACH ROW WHEN (((old.deleted_at IS NULL) AND (new.deleted_at IS NOT NULL))) EXECUTE FUNCTION wharf.suspect_deleted();
 
 CREATE TRIGGER suspect_removed AFTER DELETE ON wharf.files REFERENCING OLD TABLE AS removed FOR EACH STATEMENT EXECUTE FUNCTION wharf.suspect_removed();
@@ -808,6 +984,10 @@ ALTER TABLE ONLY wharf.tasks
 ALTER TABLE ONLY wharf.workers
     ADD CONSTRAINT workers_pool_model_version_fkey FOREIGN KEY (pool, model_version) REFERENCES wharf.models(name, version);
 
+CREATE POLICY api_adds ON wharf.audit FOR INSERT TO wharf_api WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_adds ON wharf.audit_objects FOR INSERT TO wharf_api WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
 ALTER TABLE wharf.api_keys ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY api_own ON wharf.api_keys TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
@@ -828,7 +1008,15 @@ CREATE POLICY api_own ON wharf.tasks TO wharf_api USING ((tenant_id = ( SELECT w
 
 CREATE POLICY api_own ON wharf.tenants FOR SELECT TO wharf_api USING ((id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
+CREATE POLICY api_reads ON wharf.audit FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_reads ON wharf.audit_objects FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
 CREATE POLICY api_retention ON wharf.tenants FOR UPDATE TO wharf_api USING ((id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+ALTER TABLE wharf.audit ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.audit_objects ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY cleanup_all ON wharf.files TO wharf_cleanup USING (true) WITH CHECK (true);
 
@@ -853,6 +1041,10 @@ ALTER TABLE wharf.idempotency_keys ENABLE ROW LEVEL SECURITY;
 ALTER TABLE wharf.jobs ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY owner_all ON wharf.api_keys TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.audit TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.audit_objects TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.files TO wharf_owner USING (true) WITH CHECK (true);
 
@@ -981,6 +1173,8 @@ GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
 
 GRANT SELECT(id) ON TABLE wharf.tenants TO wharf_cleanup;
 
+GRANT SELECT(name) ON TABLE wharf.tenants TO wharf_cleanup;
+
 GRANT UPDATE(file_retention) ON TABLE wharf.tenants TO wharf_api;
 GRANT SELECT(file_retention) ON TABLE wharf.tenants TO wharf_cleanup;
 
@@ -1020,8 +1214,18 @@ GRANT UPDATE(fault) ON TABLE wharf.blobs TO wharf_cleanup;
 
 GRANT UPDATE(verified_at) ON TABLE wharf.blobs TO wharf_cleanup;
 
+REVOKE ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) TO wharf_api;
+
 REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
+
+GRANT SELECT,INSERT ON TABLE wharf.audit TO wharf_api;
+
+GRANT SELECT,INSERT ON TABLE wharf.audit_objects TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.forget_receipts(days integer, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.forget_receipts(days integer, most integer) TO wharf_cleanup;
 
 REVOKE ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) TO wharf_api;
@@ -1037,6 +1241,11 @@ GRANT ALL ON FUNCTION wharf.pool_running(wanted_pool text) TO wharf_api;
 
 REVOKE ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.refuse_change() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) TO wharf_worker;
 
 GRANT SELECT ON TABLE wharf.models TO wharf_api;
 GRANT SELECT,INSERT ON TABLE wharf.models TO wharf_worker;
@@ -1136,6 +1345,9 @@ GRANT INSERT ON TABLE wharf.results TO wharf_worker;
 GRANT DELETE ON TABLE wharf.results TO wharf_cleanup;
 
 GRANT SELECT(task_id) ON TABLE wharf.results TO wharf_cleanup;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE wharf.verify_runs TO wharf_cleanup;
+GRANT SELECT ON TABLE wharf.verify_runs TO wharf_api;
 
 GRANT SELECT ON TABLE wharf.workers TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.workers TO wharf_worker;

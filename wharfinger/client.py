@@ -9,6 +9,7 @@ import httpx
 
 from custody.wire import File, Job, Priority
 from wharfinger import discovery
+from wharfinger.audit import Audit
 from wharfinger.files import Files
 from wharfinger.jobs import Jobs, parameters
 from wharfinger.keys import Keys
@@ -54,6 +55,7 @@ class Client:
         self.pools = Pools(self._session)
         self.keys = Keys(self._session)
         self.tenant = OwnTenant(self._session)
+        self.audit = Audit(self._session)
 
     def predict(
         self,

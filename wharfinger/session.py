@@ -13,13 +13,13 @@ from uuid import uuid4
 import httpx
 from pydantic import ValidationError
 
-from custody.wire import FilePage, JobPage, Problem, ResultPage, Wire
+from custody.wire import FilePage, JobPage, Problem, ReceiptPage, ResultPage, Wire
 from wharfinger.discovery import Connection
 from wharfinger.errors import AnswerError, ConfigurationError, UnreachableError, from_problem, problem_of_status
 from wharfinger.patience import Backoff, Patience
 
 W = TypeVar("W", bound=Wire)
-P = TypeVar("P", FilePage, JobPage, ResultPage)
+P = TypeVar("P", FilePage, JobPage, ReceiptPage, ResultPage)
 
 # Makes the body of one attempt, as httpx's arguments; what it opens goes on the stack and is closed after the attempt.
 Body = Callable[[ExitStack], dict[str, Any]]

@@ -12,11 +12,11 @@ from uuid import UUID
 
 import structlog
 
-from custody import cleanup, installation
+from broker.maintenance.marks import leave_mark
+from custody import audit, cleanup, installation
 from custody.cleanup import FAILURES, Plan, Retention, Run
 from custody.database import Database, Transaction
 from custody.errors import CustodyError
-from custody.ids import new_id
 from custody.removal import FOLDERS, FOLDERS_AT_ONCE, Removal, Sight, Stray, Withdrawal, Withdrawn
 from custody.volume import Volume
 
@@ -41,11 +41,13 @@ Cut = Callable[[Sequence[Row]], Sequence[Row]]
 
 @dataclass(frozen=True)
 class Rules:
-    """`grace`: bytes that nobody refers to stay for so long; None: they go at once. `staging`: what nobody has written
-    to for so long is abandoned. `orphan_fraction`: of the files seen; where more are orphans, they are only reported.
-    `sweep`: whether a look through the whole volume is due. `max_seconds`: no batch begins later."""
+    """`receipt_days`: older receipts are forgotten. `grace`: bytes that nobody refers to stay for so long; None: they
+    go at once. `staging`: what nobody has written to for so long is abandoned. `orphan_fraction`: of the files seen;
+    where more are orphans, they are only reported. `sweep`: whether a look through the whole volume is due.
+    `max_seconds`: no batch begins later."""
 
     retention: Retention
+    receipt_days: int
     grace: timedelta | None
     staging: timedelta
     orphan_fraction: float
@@ -101,7 +103,7 @@ class Cleanup:
             self._until = time.monotonic() + self._rules.max_seconds
         try:
             run.stopped = await self._steps()
-            await self._leave_mark()
+            await leave_mark(self._database, self._removal)
         except BaseException as error:
             run.stopped = "error"
             self._fault("cleanup", error)
@@ -127,6 +129,8 @@ class Cleanup:
             self._tell("old jobs and their results")
             await self._each(partial(cleanup.find_old_jobs, retention=retention), self._remove_jobs, _few_inputs)
             await self._each(partial(cleanup.find_old_keys, retention=retention), self._remove_keys)
+            self._tell("old receipts")
+            await self._forget_receipts()
             self._tell("bytes that nobody refers to")
             await self._each(partial(cleanup.find_suspects, grace=self._rules.grace), self._mark_bytes)
             await self._each(cleanup.find_deleting, self._remove_bytes)
@@ -157,14 +161,6 @@ class Cleanup:
                 log.error("restore_suspected", reason=reason)
         return mark[1] if mark else None
 
-    async def _leave_mark(self) -> None:
-        mark = new_id()
-        async with self._database.transaction() as transaction:
-            await installation.announce_mark(transaction, mark)
-        await self._removal.write_mark(mark)
-        async with self._database.transaction() as transaction:
-            await installation.settle_mark(transaction, mark)
-
     # Rows
 
     async def _date_files(self, found: Sequence[Row]) -> None:
@@ -184,6 +180,17 @@ class Cleanup:
     async def _remove_keys(self, found: Sequence[Row]) -> None:
         async with self._database.transaction() as transaction:
             await cleanup.remove_keys(transaction, found)
+
+    async def _forget_receipts(self) -> None:
+        forgotten = BATCH
+        while forgotten == BATCH:
+            self._look_at_the_time()
+            try:
+                async with self._database.transaction() as transaction:
+                    forgotten = await audit.forget(transaction, older_than_days=self._rules.receipt_days, limit=BATCH)
+            except FAILURES as error:
+                self._fault("receipts", error)
+                return
 
     async def _mark_bytes(self, found: Sequence[Row]) -> None:
         async with self._database.transaction() as transaction:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from custody.audit import YOUNGEST_FORGOTTEN_DAYS
 from custody.settings import ProcessSettings, RetentionSettings, VolumeSettings
 
 
@@ -19,6 +20,9 @@ class MigrateSettings(BaseSettings):
 
 
 class CleanupSettings(RetentionSettings, VolumeSettings, ProcessSettings):
+    audit_retention_days: int = Field(
+        default=365, ge=YOUNGEST_FORGOTTEN_DAYS, le=36500, description="Days that a receipt is kept"
+    )
     cleanup_grace_seconds: float = Field(
         default=3600.0, ge=0, description="Bytes that nobody refers to any more stay for so long; `--now`: 0"
     )

@@ -21,6 +21,8 @@ WRITE = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) wharf\.(\w+)")
 WRITERS = {
     "tenants": {"custody.tenants"},
     "api_keys": {"custody.tenants"},
+    "audit": {"custody.audit"},
+    "audit_objects": {"custody.audit"},
     "files": {"custody.cleanup", "custody.files"},
     "idempotency_keys": {"custody.cleanup", "custody.idempotency"},
     "jobs": {"custody.cleanup", "custody.jobs"},

@@ -58,6 +58,9 @@ FIELDS = {"model": "digits", "conf": "0.5", "iou": "0.5", "max_detections": "5",
 RETRY = {"state": "failed", "model": "digits", "error_code": "undecodable_image", "metadata": {"a": 1},
           "created_after": "2026-01-01T00:00:00Z", "limit": 5, "dry_run": True, "all_tenants": False}  # fmt: skip
 
+RECEIPTS = {**PAGED, "object": ID, "key": ID, "action": "file.read", "request_id": "order-17",
+            "since": "2026-01-01T00:00:00Z", "until": "2027-01-01T00:00:00Z"}  # fmt: skip
+
 ROWS = [
     Row("GET", "/livez", "anybody"),
     Row("GET", "/readyz", "anybody"),
@@ -90,6 +93,7 @@ ROWS = [
     Row("PATCH", "/v1/tenant", "admin", json={"file_retention_days": 7, "job_retention_days": None}),
     Row("POST", "/v1/jobs/{job_id}/rerun", "writer", {"only": "failed"}, keyed=True),
     Row("POST", "/v1/jobs/retry", "admin", json=RETRY, keyed=True),
+    Row("GET", "/v1/audit", "admin", RECEIPTS),
     Row("GET", "/v1/keys", "admin"),
     Row("POST", "/v1/keys", "admin", json={"name": "x", "role": "reader", "tenant": None}, keyed=True),
     Row("DELETE", "/v1/keys/{key_id}", "admin"),

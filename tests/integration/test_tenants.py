@@ -10,6 +10,7 @@ import pytest
 
 from broker.maintenance.migrate import first_key
 from custody import erasure, idempotency, tenants
+from custody.audit import Action, Audit
 from custody.database import Database
 from custody.errors import CustodyError, StartError
 from custody.ids import new_id
@@ -19,7 +20,10 @@ from tests.support.domain import Domain
 pytestmark = pytest.mark.postgres
 
 PROCESS_ROLES = ["wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup"]
-WALLED = ["api_keys", "files", "idempotency_keys", "jobs", "purged_files", "purges", "results", "tasks", "tenants"]
+WALLED = [
+    "api_keys", "audit", "audit_objects", "files", "idempotency_keys", "jobs", "purged_files", "purges", "results",
+    "tasks", "tenants",
+]  # fmt: skip
 SHARED = ["blobs", "cleanup_runs", "installation", "migrations", "models", "pools", "relays", "workers"]
 """Tables that hold nothing of a tenant."""
 
@@ -28,6 +32,8 @@ OUT_OF_REACH = ("released", "suspects")
 
 CHANGES = {
     "api_keys": "revoked_at = now()",
+    "audit": "action = 'file.read'",
+    "audit_objects": "object_id = gen_random_uuid()",
     "files": "deleted_at = now()",
     "idempotency_keys": "status = 500",
     "jobs": "state = 'cancelled', finished_at = now()",
@@ -42,6 +48,14 @@ INSERTS = {
     "api_keys": """
         INSERT INTO wharf.api_keys (id, tenant_id, name, role, secret_sha256)
         VALUES (gen_random_uuid(), %(tenant)s, 'back door', 'admin', sha256('open'))
+    """,
+    "audit": """
+        INSERT INTO wharf.audit (tenant_id, id, at, key_id, request_id, action, outcome)
+        VALUES (%(tenant)s, gen_random_uuid(), now(), gen_random_uuid(), 'r', 'file.read', 'done')
+    """,
+    "audit_objects": """
+        INSERT INTO wharf.audit_objects (tenant_id, object_id, receipt_id)
+        VALUES (%(tenant)s, gen_random_uuid(), gen_random_uuid())
     """,
     "files": """
         INSERT INTO wharf.files (id, tenant_id, sha256, size, media_type, width, height)
@@ -125,6 +139,7 @@ async def rows_of(domain: Domain, tenant: UUID) -> dict[str, object]:
         await tenants.create_key(transaction, owner, "laptop", Role.READER, None)
         purged = (await domain.keep(tenant, b"taken back by " + tenant.bytes)).files[0]
         assert await erasure.purge_file(transaction, purged.id, gone_within=1.0)
+        await Audit("content").record(transaction, owner, "a-request", Action.JOB_SUBMITTED, jobs=[job])
     for table in WALLED:
         assert domain.rows(f"SELECT 1 FROM wharf.{table} WHERE {owner_column(table)} = %s", [tenant])
     return {"tenant": tenant, "sha256": bytes.fromhex(file.sha256), "job": job, "task": claim.task_id}
@@ -233,6 +248,9 @@ async def test_the_tenant_of_a_transaction_ends_with_it(domain, acme):
         " VALUES ('mine', 1, sha256('x'), 'x', 'detect', '[]', 1, 1)",
         "SELECT checksum FROM wharf.migrations",
         "DELETE FROM wharf.migrations",
+        "UPDATE wharf.audit SET outcome = 'done'",
+        "DELETE FROM wharf.audit",
+        "SELECT wharf.forget_receipts(365, 1)",
         "CREATE TABLE wharf.mine (id int)",
         "ALTER TABLE wharf.files DISABLE ROW LEVEL SECURITY",
         "SET ROLE wharf_owner",

@@ -12,7 +12,7 @@ from uuid import UUID
 import typer
 from rich.table import Table
 
-from custody.wire import File
+from custody.wire import File, FileState
 from wharfinger.client import Client
 from wharfinger.commands.failures import FAILED
 from wharfinger.commands.options import Json, Limit, Server, connect, seconds_of
@@ -63,6 +63,7 @@ def show(file_id: FileId, server: Server = None, json: Json = False) -> None:
             ("name", file.filename),
             ("type", file.media_type),
             ("size", f"{file.size:,} bytes"),
+            ("bytes", None if file.state is FileState.PRESENT else f"{file.state}: upload the file again"),
             ("pixels", f"{file.width} x {file.height}"),
             ("sha256", file.sha256),
             ("created", file.created_at),
