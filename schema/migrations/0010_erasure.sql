@@ -3,14 +3,12 @@
 -- `purged_at`: its result, its filename and what was said of its failure are gone.
 ALTER TABLE wharf.tasks
     ADD COLUMN purged_at timestamptz,
-    ADD CONSTRAINT tasks_purged CHECK (purged_at IS NULL OR (ended_at IS NOT NULL AND filename IS NULL));
-CREATE INDEX tasks_of_picture ON wharf.tasks (tenant_id, sha256)
-    WHERE state NOT IN ('queued', 'running') AND purged_at IS NULL;
+    ADD CONSTRAINT tasks_purged CHECK (purged_at IS NULL OR (ended_at IS NOT NULL AND filename IS NULL)) NOT VALID;
 
 -- A purge cancels inputs of a job that goes on: it ends as `failed`, and such inputs count as neither done nor failed.
 ALTER TABLE wharf.jobs
     DROP CONSTRAINT jobs_check5,
-    ADD CONSTRAINT jobs_check5 CHECK (state <> 'failed' OR (done IS NOT NULL AND done < total));
+    ADD CONSTRAINT jobs_check5 CHECK (state <> 'failed' OR (done IS NOT NULL AND done < total)) NOT VALID;
 
 -- The receipts. A purge that is sent again, since its answer was lost, is answered with the one of the first.
 CREATE TABLE wharf.purges (

@@ -14,6 +14,9 @@ CREATE INDEX CONCURRENTLY IF NOT EXISTS jobs_reruns ON wharf.jobs (rerun_of) WHE
 CREATE INDEX CONCURRENTLY IF NOT EXISTS jobs_with_failures ON wharf.jobs (id) WHERE failed > 0;
 CREATE INDEX CONCURRENTLY IF NOT EXISTS idempotency_keys_by_age ON wharf.idempotency_keys (created_at);
 
+CREATE INDEX CONCURRENTLY IF NOT EXISTS tasks_of_picture ON wharf.tasks (tenant_id, sha256)
+    WHERE state NOT IN ('queued', 'running') AND purged_at IS NULL;
+
 CREATE INDEX CONCURRENTLY IF NOT EXISTS blobs_deleting ON wharf.blobs (sha256) WHERE state = 'deleting';
 -- What a verification does next, the least recently read first; and what was found damaged.
 CREATE INDEX CONCURRENTLY IF NOT EXISTS blobs_by_verification
@@ -25,3 +28,5 @@ ALTER TABLE wharf.blobs VALIDATE CONSTRAINT blobs_state_check;
 ALTER TABLE wharf.blobs VALIDATE CONSTRAINT blobs_fault;
 ALTER TABLE wharf.blobs VALIDATE CONSTRAINT blobs_fault_told;
 ALTER TABLE wharf.installation VALIDATE CONSTRAINT sweep_off_told;
+ALTER TABLE wharf.jobs VALIDATE CONSTRAINT jobs_check5;
+ALTER TABLE wharf.tasks VALIDATE CONSTRAINT tasks_purged;
