@@ -60,7 +60,7 @@ async def serve(settings: BrokerSettings) -> None:
             settings=settings,
             database=database,
             volume=volume,
-            files=Files(volume),
+            files=Files(volume, retention_days=settings.file_retention_days),
             jobs=Jobs(),
             tasks=Tasks(),
             audit=Audit(settings.audit_reads),

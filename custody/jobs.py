@@ -199,7 +199,7 @@ class Jobs:
             f"""
             SELECT * FROM (
             SELECT t.input, {SEEN_STATE} AS state, t.file_id, t.filename, t.sha256, t.width, t.height,
-                   t.attempt - t.spared AS attempts, t.error_code, t.error_detail, j.parameters,
+                   t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at, j.parameters,
                    r.model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
                    r.detections, r.timings,
                    sum(octet_length(r.detections::text)) OVER (
@@ -363,4 +363,5 @@ def _result(row: DictRow) -> InputResult:
         detections=detections,
         timings=timings,
         error=error,
+        purged_at=row["purged_at"],
     )
