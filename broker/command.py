@@ -55,6 +55,7 @@ async def serve(settings: BrokerSettings) -> None:
         await stack.enter_async_context(InstanceLock(settings.listen_url, kind="broker", instance=settings.instance))
         volume.discard_former()
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf broker"))
+        metrics = BrokerMetrics()
         service = Service(
             settings=settings,
             database=database,
@@ -66,8 +67,8 @@ async def serve(settings: BrokerSettings) -> None:
             backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
             notices=notices,
             probe=Prober(settings.max_pixels),
-            readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker),
-            metrics=BrokerMetrics(),
+            readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker, cleaned=metrics.tell),
+            metrics=metrics,
             stopping=asyncio.Event(),
         )
         if settings.metrics_port:

@@ -454,6 +454,8 @@ async def test_missing_bytes_are_told_and_nothing_is_changed(domain, acme, clean
 async def test_a_sweep_goes_on_where_the_time_stopped_it(domain, acme, cleaning, monkeypatch):
     for number in range(40):
         await keep(domain, acme, str(number).encode())
+    contents = (str(number).encode() for number in range(100, 200))
+    seen = orphan(domain, next(content for content in contents if digest(content)[0] < 128), days=2)
     halfway = cleaning(sweep=True)
     looks = []
     look = statements.blobs_between
@@ -466,9 +468,10 @@ async def test_a_sweep_goes_on_where_the_time_stopped_it(domain, acme, cleaning,
 
     monkeypatch.setattr(statements, "blobs_between", until_halfway)
     run = await halfway.run()
-    assert (run.stopped, run.swept_to) == ("asked", FOLDERS // 2)
+    assert (run.stopped, run.swept_to, run.orphans) == ("asked", FOLDERS // 2, 1)
     run = await cleaning(sweep=True).run()
     assert (run.stopped, run.swept_to, len(looks)) == ("done", FOLDERS, 256)
+    assert not seen.exists()
 
 
 # The pair of database and volume
