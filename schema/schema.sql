@@ -102,9 +102,8 @@ CREATE TABLE wharf.tenants (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     file_retention interval,
     job_retention interval,
-    CONSTRAINT tenants_file_retention_check CHECK ((file_retention > '00:00:00'::interval)),
-    CONSTRAINT tenants_job_retention_check CHECK ((job_retention > '00:00:00'::interval)),
-    CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text))
+    CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text)),
+    CONSTRAINT tenants_retention CHECK (((file_retention > '00:00:00'::interval) AND (job_retention > '00:00:00'::interval)))
 );
 
 ALTER TABLE ONLY wharf.tenants FORCE ROW LEVEL SECURITY;
@@ -206,7 +205,7 @@ CREATE TABLE wharf.blobs (
     fault text,
     verified_at timestamp with time zone,
     placed_at timestamp with time zone,
-    CONSTRAINT blobs_fault_check CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
+    CONSTRAINT blobs_fault CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
     CONSTRAINT blobs_fault_told CHECK (((state <> 'quarantined'::text) OR (fault IS NOT NULL))),
     CONSTRAINT blobs_sha256_check CHECK ((octet_length(sha256) = 32)),
     CONSTRAINT blobs_size_check CHECK ((size > 0)),

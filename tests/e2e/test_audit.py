@@ -505,7 +505,8 @@ def test_receipts_come_in_pages_newest_first(audited: Audited) -> None:
     [
         "object=17", "key=%00", "action=nothing", "action=a.b%00", f"action=a.{'b' * 40}", "request_id=",
         "request_id=a%20b", f"request_id={'a' * 129}", "since=yesterday", "since=2026-01-01T00:00:00",
-        "until=99999-01-01", "until=nan", "limit=0", "limit=1001", "limit=x", "cursor=x", "cursor=%ff", "cursor=MTc",
+        "until=99999-01-01", "until=nan", "until=0.5", "since=17",
+        "limit=0", "limit=1001", "limit=x", "cursor=x", "cursor=%ff", "cursor=MTc",
     ],
 )  # fmt: skip
 def test_filters_that_are_garbage_are_refused(audited: Audited, garbage: str) -> None:

@@ -22,7 +22,7 @@ from custody.database import Database
 from custody.errors import StartError
 from custody.ids import new_id
 from custody.installation import sweep_off, turn_sweep_on
-from custody.instance import CleanupLock
+from custody.instance import Alone
 from custody.removal import FOLDERS
 from custody.volume import Volume, blob_path
 from standalone.cluster import programs_of_the_wheel
@@ -42,7 +42,8 @@ async def cleanup_database(installation):
 @pytest.fixture
 def cleaning(domain, cleanup_database):
     """A run that is yet to begin."""
-    return lambda **named: Cleanup(cleanup_database, domain.volume, rules(**named))
+    volume = Volume(domain.volume.root, instance="cleanup.test")
+    return lambda **named: Cleanup(cleanup_database, volume, rules(**named))
 
 
 @pytest.fixture
@@ -269,7 +270,7 @@ async def test_bytes_that_cannot_be_removed_do_not_keep_the_others(domain, acme,
 
 
 async def test_bytes_that_the_system_will_not_move_do_not_keep_the_others(domain, acme, cleanup_database, tmp_path):
-    volume = Volume(tmp_path / "volume", instance="broker")
+    volume = Volume(tmp_path / "volume", instance="cleanup.test")
     volume.prepare(domain.volume.identity())
     contents = [str(number).encode() for number in range(5)]
     files = [await keep(domain, acme, content) for content in contents]
@@ -560,7 +561,7 @@ async def test_a_preview_changes_nothing_and_says_what_would_go(domain, acme, gl
 
 async def test_a_second_cleanup_is_kept_out(domain, acme, installation):
     await expire(domain, await keep(domain, acme, b"a picture"))
-    async with CleanupLock(installation.url("wharf_cleanup")) as taken:
+    async with Alone(installation.url("wharf_cleanup"), work="cleanup") as taken:
         assert taken
         ended = await asyncio.to_thread(command, installation, "--now")
         assert (ended.returncode, ended.stdout) == (
