@@ -242,10 +242,11 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
 )
 async def change(request: Request, service: ServiceDep, principal: Writer, file_id: str) -> Response:
     """When it expires, and whether it is pinned."""
+    wanted = parse_id(file_id, "file")
     patch = await body.read_json(request, FilePatch, service.settings)
     _check_expiry(patch)
     async with service.database.transaction(principal.tenant_id) as transaction:
-        file = await service.files.change(transaction, parse_id(file_id, "file"), patch)
+        file = await service.files.change(transaction, wanted, patch)
         if file is None:
             raise no_such("file")
         await service.audit.record(

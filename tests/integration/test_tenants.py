@@ -24,7 +24,7 @@ WALLED = [
     "api_keys", "audit", "audit_objects", "files", "idempotency_keys", "jobs", "purged_files", "purges", "results",
     "tasks", "tenants",
 ]  # fmt: skip
-SHARED = ["blobs", "cleanup_runs", "installation", "migrations", "models", "pools", "relays", "workers"]
+SHARED = ["blobs", "cleanup_runs", "installation", "migrations", "models", "pools", "relays", "verify_runs", "workers"]
 """Tables that hold nothing of a tenant."""
 
 OUT_OF_REACH = ("released", "suspects")
