@@ -43,8 +43,8 @@ class RealDisk:
 
 @dataclass(frozen=True)
 class Vices:
-    """`memory`: for how many ticks of the clock a host keeps what it knows, at most; `retried`: the share of renames and
-    unlinks that answer ENOENT although they were done."""
+    """`memory`: for how many ticks of the clock a host keeps what it knows, at most; `retried`: the share of renames
+    and unlinks that answer ENOENT although they were done."""
 
     memory: int = 40
     retried: float = 0.05
