@@ -18,6 +18,7 @@ from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
 from broker.service import Service
 from broker.settings import BrokerSettings
+from custody.audit import Audit
 from custody.database import Database
 from custody.errors import StartError
 from custody.files import Files
@@ -54,18 +55,20 @@ async def serve(settings: BrokerSettings) -> None:
         await stack.enter_async_context(InstanceLock(settings.listen_url, kind="broker", instance=settings.instance))
         volume.discard_former()
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf broker"))
+        metrics = BrokerMetrics()
         service = Service(
             settings=settings,
             database=database,
             volume=volume,
-            files=Files(volume),
+            files=Files(volume, retention_days=settings.file_retention_days),
             jobs=Jobs(),
             tasks=Tasks(),
+            audit=Audit(settings.audit_reads),
             backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
             notices=notices,
             probe=Prober(settings.max_pixels),
-            readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker),
-            metrics=BrokerMetrics(),
+            readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker, cleaned=metrics.tell),
+            metrics=metrics,
             stopping=asyncio.Event(),
         )
         if settings.metrics_port:

@@ -18,7 +18,7 @@ CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed"}
 ANY = ("malformed_request", "request_timeout", "request_head_too_large", "internal_error")
 """What every address can answer, whatever is asked."""
 
-KEYED = (*ANY, "unauthenticated", "database_unavailable")
+KEYED = (*ANY, "unauthenticated", "database_unavailable", "audit_unavailable")
 """What every address with a key can answer; with `forbidden` where not every role will do."""
 
 IDEMPOTENT = ("invalid_request", "idempotency_conflict")

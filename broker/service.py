@@ -11,6 +11,7 @@ from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
 from broker.settings import BrokerSettings
+from custody.audit import Audit
 from custody.database import Database
 from custody.files import Files
 from custody.jobs import Jobs
@@ -27,6 +28,7 @@ class Service:
     files: Files
     jobs: Jobs
     tasks: Tasks
+    audit: Audit
     backlog: Backlog
     notices: Notices
     probe: Prober

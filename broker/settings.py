@@ -1,12 +1,14 @@
 """The settings of a broker process."""
 
+from typing import Literal
+
 from pydantic import Field
 
-from custody.settings import ProcessSettings, VolumeSettings
-from custody.wire import MOST_INPUTS
+from custody.settings import ProcessSettings, RetentionSettings, VolumeSettings
+from custody.wire import MOST_DAYS, MOST_INPUTS
 
 
-class BrokerSettings(VolumeSettings, ProcessSettings):
+class BrokerSettings(VolumeSettings, RetentionSettings, ProcessSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on")
     metrics_port: int = Field(
@@ -41,5 +43,15 @@ class BrokerSettings(VolumeSettings, ProcessSettings):
     )
     ready_needs_worker: bool = Field(
         default=False, description="/readyz waits for a warm worker too: for one machine, where both start together"
+    )
+    purge_hours: float = Field(
+        default=24,
+        gt=0,
+        le=24 * MOST_DAYS,
+        description="Told in the receipt of a purge: within so long a cleanup removes the bytes",
+    )
+    audit_reads: Literal["none", "content", "all"] = Field(
+        default="content",
+        description="Reads that leave a receipt: `none`, `content` (of files and results), `all` (lists and facts too)",
     )
     database_connections: int = Field(default=16, gt=0, description="Most connections to the database")

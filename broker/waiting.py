@@ -24,6 +24,13 @@ def applied(seconds: float) -> dict[str, str]:
 
 async def wait_for_end(service: Service, request: Request, tenant: UUID, job_id: UUID, seconds: float) -> Job | None:
     """The job once it has ended, or as it is when the time is over or the client gone; None: no such job."""
+    await wait_until_ended(service, request, tenant, job_id, seconds)
+    async with service.database.transaction(tenant) as transaction:
+        return await service.jobs.get(transaction, job_id)
+
+
+async def wait_until_ended(service: Service, request: Request, tenant: UUID, job_id: UUID, seconds: float) -> None:
+    """Until the job has ended, the time is over, or the client is gone."""
     deadline = time.monotonic() + seconds
     # Subscribe, then read, then wait: an end between the two is not missed.
     with service.notices.subscribe(job_ended(job_id)) as subscription:
@@ -34,5 +41,3 @@ async def wait_for_end(service: Service, request: Request, tenant: UUID, job_id:
             if await request.is_disconnected():
                 break
             await subscription.wait(remaining)
-    async with service.database.transaction(tenant) as transaction:
-        return await service.jobs.get(transaction, job_id)

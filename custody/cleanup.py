@@ -7,7 +7,7 @@ older than its locks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -76,6 +76,9 @@ class Run:
         }
 
 
+RUN = ", ".join(column.name for column in fields(Run))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a cleanup would do now."""
@@ -122,13 +125,13 @@ async def save_run(transaction: Transaction, run: Run) -> None:
 
 async def list_runs(transaction: Transaction, limit: int) -> list[Run]:
     """The newest first."""
-    found = await transaction.execute("SELECT * FROM wharf.cleanup_runs ORDER BY id DESC LIMIT %s", [limit])
+    found = await transaction.execute(f"SELECT {RUN} FROM wharf.cleanup_runs ORDER BY id DESC LIMIT %s", [limit])
     return [Run(**row) for row in await found.fetchall()]
 
 
 async def last_sweep(transaction: Transaction) -> Run | None:
     found = await transaction.execute(
-        "SELECT * FROM wharf.cleanup_runs WHERE swept_to IS NOT NULL ORDER BY id DESC LIMIT 1"
+        f"SELECT {RUN} FROM wharf.cleanup_runs WHERE swept_to IS NOT NULL ORDER BY id DESC LIMIT 1"
     )
     row = await found.fetchone()
     return None if row is None else Run(**row)
@@ -213,7 +216,7 @@ async def find_old_jobs(
     return await _rows(
         transaction,
         f"""
-        SELECT j.* FROM wharf.tenants t CROSS JOIN LATERAL (
+        SELECT j.tenant_id, j.finished_at, j.id, j.total FROM wharf.tenants t CROSS JOIN LATERAL (
             SELECT j.tenant_id, j.finished_at, j.id, j.total FROM wharf.jobs j
             WHERE j.tenant_id = t.id AND j.state <> 'open'
               AND j.finished_at <= now() - coalesce(t.job_retention, %(kept)s)
@@ -234,6 +237,8 @@ async def remove_jobs(transaction: Transaction, jobs: Sequence[UUID]) -> int:
         {"jobs": list(jobs)},
     )
     going = [row["id"] for row in ended]
+    # In the order of all who lock several tasks, and before their results, as a purge does.
+    await transaction.execute("SELECT id FROM wharf.tasks WHERE job_id = ANY (%s) ORDER BY id FOR UPDATE", [going])
     await transaction.execute(
         "DELETE FROM wharf.results r USING wharf.tasks t WHERE t.job_id = ANY (%s) AND r.task_id = t.id", [going]
     )
@@ -275,13 +280,15 @@ async def remove_keys(transaction: Transaction, keys: Sequence[Mapping[str, Any]
 async def find_suspects(
     transaction: Transaction, after: DictRow | None, limit: int, grace: timedelta | None
 ) -> list[DictRow]:
-    """`grace`: since the last reference went; None: all, also those that were to be looked at later."""
+    """`grace`: since the last reference went; None: all, also those that were to be looked at later. `since` is text:
+    it may be -infinity, which no datetime is."""
     return await _rows(
         transaction,
         f"""
-        SELECT since, sha256 FROM wharf.suspects
+        SELECT since::text, sha256 FROM wharf.suspects s
         WHERE {"true" if grace is None else "since <= now() - %(grace)s AND look_at <= now()"}
-        {"AND (since, sha256) > (%(since)s, %(sha256)s)" if after else ""} ORDER BY since, sha256 LIMIT %(limit)s
+        {"AND (s.since, sha256) > (%(since)s::timestamptz, %(sha256)s)" if after else ""}
+        ORDER BY s.since, sha256 LIMIT %(limit)s
         """,
         {**(after or {}), "limit": limit, "grace": grace},
     )

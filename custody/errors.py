@@ -35,6 +35,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "idempotency_conflict": Kind(409, "The idempotency key was used for another request"),
         "not_found": Kind(404, "Nothing here by that name"),
         "method_not_allowed": Kind(405, "The method does not fit this address"),
+        "file_corrupt": Kind(410, "The file's bytes are damaged"),
         "gone": Kind(410, "What this key created has been deleted since"),
         "input_gone": Kind(410, "The bytes of an input are not held any more"),
         "job_not_ended": Kind(409, "The job has not ended"),
@@ -46,6 +47,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         # The service
         "internal_error": Kind(500, "Something broke on our side", retryable=True),
         "database_unavailable": Kind(503, "The database does not answer", retryable=True),
+        "audit_unavailable": Kind(503, "The receipt cannot be written", retryable=True),
         "volume_unavailable": Kind(503, "The volume does not answer", retryable=True),
         "volume_full": Kind(507, "The volume has no room left", retryable=True),
         "pool_backlog_full": Kind(503, "Too much waits for this model already", retryable=True),

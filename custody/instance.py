@@ -107,6 +107,34 @@ class InstanceLock:
         return row is not None and bool(row[0])
 
 
+class Alone:
+    """One process at a time at some `work`: held on a session of its own, and gone with it. `url` must reach the server
+    itself."""
+
+    def __init__(self, url: str, *, work: str) -> None:
+        self._url = url
+        self._work = work
+        self._connection: psycopg.AsyncConnection
+
+    async def __aenter__(self) -> bool:
+        """False where another process is at it. Raises `CustodyError` where the database does not answer."""
+        with _database_errors("The database, which tells whether somebody is at it, does not answer"):
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._url, autocommit=True, application_name=f"wharf {self._work} alone", connect_timeout=10
+            )
+            await self._connection.execute(SETTLE)
+            found = await self._connection.execute(
+                "SELECT pg_try_advisory_lock(hashtext(%s), 0)", [f"wharf.{self._work}"]
+            )
+            row = await found.fetchone()
+        return row is not None and bool(row[0])
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._connection.close()
+
+
 class PoolLocks:
     """The pools that this relay looks after, each of them no other one: held on one session, and gone with it. `url`
     must reach the server itself."""
@@ -143,30 +171,6 @@ class PoolLocks:
         """Raises `CustodyError` where the session is gone."""
         with _database_errors(POOLS_GONE):
             await self._connection.execute("SELECT")
-
-
-class CleanupLock:
-    """One cleanup at a time: held on a session of its own, and gone with it. `url` must reach the server itself."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._connection: psycopg.AsyncConnection
-
-    async def __aenter__(self) -> bool:
-        """False where another one runs. Raises `CustodyError` where the database does not answer."""
-        with _database_errors("The database, which holds the lock of cleanups, does not answer"):
-            self._connection = await psycopg.AsyncConnection.connect(
-                self._url, autocommit=True, application_name="wharf cleanup lock", connect_timeout=10
-            )
-            await self._connection.execute(SETTLE)
-            found = await self._connection.execute("SELECT pg_try_advisory_lock(hashtext('wharf.cleanup'), 0)")
-            row = await found.fetchone()
-        return row is not None and bool(row[0])
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._connection.close()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from custody.database import Transaction
 from custody.instance import HOLDS_ITS_NAME
 from custody.turns import JOB_IS_OPEN, POOL_RUNS, READY, in_turn
 from custody.volume import blob_path
-from custody.wire import Detection, ModelReference, Parameters, Priority, Timings
+from custody.wire import Detection, EngineReference, ModelReference, Parameters, Priority, Timings
 
 CLAIMED = """
     t.id, t.job_id, t.attempt, t.attempt - t.spared AS spent, t.sha256, t.media_type, t.orientation, j.parameters,
@@ -186,8 +186,11 @@ class Tasks:
         model: ModelReference,
         detections: Sequence[Detection],
         timings: Timings,
+        engine: EngineReference | None = None,
+        verified: bool = False,
     ) -> bool:
-        """Ends the task with its result. False: somebody else ended or took it, and nothing was changed."""
+        """Ends the task with its result. `verified`: the SHA-256 of what was decoded was compared. False: somebody
+        else ended or took it, and nothing was changed."""
         ended = await transaction.execute(
             f"""
             WITH ended AS (
@@ -197,8 +200,11 @@ class Tasks:
                 RETURNING t.id, t.tenant_id, t.attempt
             )
             INSERT INTO wharf.results
-                (task_id, tenant_id, attempt, model, model_version, model_digest, detections, timings)
-            SELECT id, tenant_id, attempt, %(model)s, %(version)s, %(digest)s, %(detections)s, %(timings)s FROM ended
+                (task_id, tenant_id, attempt, model, model_version, model_digest, engine, engine_version, verified,
+                 detections, timings)
+            SELECT id, tenant_id, attempt, %(model)s, %(version)s, %(digest)s, %(engine)s, %(engine_version)s,
+                %(verified)s, %(detections)s, %(timings)s
+            FROM ended
             """,
             {
                 "task": claim.task_id,
@@ -206,6 +212,9 @@ class Tasks:
                 "model": model.name,
                 "version": model.version,
                 "digest": bytes.fromhex(model.digest),
+                "engine": engine.name if engine else None,
+                "engine_version": engine.version if engine else None,
+                "verified": verified,
                 "detections": Jsonb([detection.model_dump() for detection in detections]),
                 "timings": Jsonb(timings.model_dump()),
             },
@@ -219,6 +228,16 @@ class Tasks:
     async def refuse(self, transaction: Transaction, claim: Claim, *, code: str, detail: str) -> bool:
         """Ends the task for good: its input can never work. False as in `succeed`."""
         return await self._end_without_result(transaction, claim, "unprocessable", code, detail)
+
+    async def report_corrupt(self, transaction: Transaction, claim: Claim) -> bool:
+        """The worker that holds the task has found other bytes than were taken into custody: they are quarantined, and
+        nobody is promised them until they are uploaded again. False: an upload has put new ones in place since the
+        claim, or it is void."""
+        found = await transaction.execute(
+            "SELECT wharf.report_corrupt(%s, %s) AS quarantined", [claim.task_id, claim.attempt]
+        )
+        row = await found.fetchone()
+        return row is not None and bool(row["quarantined"])
 
     async def retry(
         self, transaction: Transaction, claim: Claim, *, code: str, detail: str, after_seconds: float

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import DictRow
 
 from custody.database import SEE_AS, Transaction
 from custody.errors import CustodyError
 from custody.ids import new_id
-from custody.wire import Key, NewKey, Role
+from custody.wire import Key, NewKey, Role, Tenant, TenantPatch
+
+RETENTION = """
+    name, ceil(extract(epoch FROM file_retention) / 86400)::int AS file_retention_days,
+    ceil(extract(epoch FROM job_retention) / 86400)::int AS job_retention_days
+"""
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,36 @@ async def authenticate(transaction: Transaction, secret: str) -> Principal | Non
     return Principal(row["key_id"], Role(row["role"]), row["tenant_id"], row["tenant"])
 
 
+async def get_tenant(transaction: Transaction, tenant: UUID) -> Tenant:
+    found = await transaction.execute(f"SELECT {RETENTION} FROM wharf.tenants WHERE id = %s", [tenant])
+    return await _tenant(found)
+
+
+async def change_tenant(transaction: Transaction, tenant: UUID, patch: TenantPatch) -> Tenant:
+    """What the patch names."""
+    changed = await transaction.execute(
+        f"""
+        UPDATE wharf.tenants SET
+            file_retention = CASE WHEN %(files)s THEN make_interval(days => %(file_days)s) ELSE file_retention END,
+            job_retention = CASE WHEN %(jobs)s THEN make_interval(days => %(job_days)s) ELSE job_retention END
+        WHERE id = %(tenant)s RETURNING {RETENTION}
+        """,
+        {
+            "tenant": tenant,
+            "files": "file_retention_days" in patch.model_fields_set,
+            "file_days": patch.file_retention_days,
+            "jobs": "job_retention_days" in patch.model_fields_set,
+            "job_days": patch.job_retention_days,
+        },
+    )
+    return await _tenant(changed)
+
+
 async def create_key(transaction: Transaction, owner: Principal, name: str, role: Role, tenant: str | None) -> NewKey:
     """A key for the owner's tenant, or for `tenant`, which is made where it is missing.
 
     Raises `CustodyError("forbidden")` where another tenant is named and the owner's is not the operator's."""
-    async with _within(transaction, owner, tenant) as tenant_id:
+    async with within(transaction, owner, tenant) as tenant_id:
         return await _add_key(transaction, tenant_id, tenant or owner.tenant, name, role)
 
 
@@ -47,7 +78,7 @@ async def list_keys(transaction: Transaction, owner: Principal) -> list[Key]:
 
 async def get_key(transaction: Transaction, owner: Principal, key_id: UUID, tenant: str | None) -> Key:
     """A key that `create_key` made with the same owner and tenant."""
-    async with _within(transaction, owner, tenant):
+    async with within(transaction, owner, tenant):
         (key,) = await _keys(transaction, "k.id = %s", key_id)
     return key
 
@@ -86,6 +117,12 @@ async def first_key(transaction: Transaction, tenant: str) -> NewKey:
     return await _add_key(transaction, row["id"], tenant, "first key", Role.ADMIN)
 
 
+async def _tenant(found: psycopg.AsyncCursor[DictRow]) -> Tenant:
+    row = await found.fetchone()
+    assert row is not None
+    return Tenant(**row)
+
+
 async def _keys(transaction: Transaction, condition: str, value: UUID) -> list[Key]:
     found = await transaction.execute(
         f"""
@@ -98,7 +135,7 @@ async def _keys(transaction: Transaction, condition: str, value: UUID) -> list[K
 
 
 @asynccontextmanager
-async def _within(transaction: Transaction, owner: Principal, tenant: str | None) -> AsyncIterator[UUID]:
+async def within(transaction: Transaction, owner: Principal, tenant: str | None) -> AsyncIterator[UUID]:
     """The transaction seen through the row-level security of `tenant`, the owner's where None; gives its id."""
     if tenant is None or tenant == owner.tenant:
         yield owner.tenant_id

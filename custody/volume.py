@@ -18,8 +18,9 @@ import errno
 import hashlib
 import os
 import random
+import re
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -29,13 +30,15 @@ from typing import TypeVar
 from uuid import UUID
 
 from custody.errors import CustodyError, StartError
-from custody.ids import new_id
+from custody.ids import id_time, new_id
 
 T = TypeVar("T")
 
 CHUNK = 1024 * 1024
 """Bytes gathered before they are hashed and written: two of these are all the memory that an upload holds."""
 
+
+BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 
 UNLINK_AFTER_SECONDS = (0.05, 0.15)
 
@@ -49,6 +52,36 @@ class Staged:
     size: int
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Which file it is: another one at the same place, or one that was changed, differs in one of these."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a file's bytes are, and which file that was."""
+
+    sha256: bytes
+    identity: Identity
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """Damaged bytes under `quarantine/`, there since `since`, in seconds since 1970."""
+
+    name: str
+    sha256: bytes
+    since: float
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Somebody asked for the end in the middle of a read."""
+
+
 class Volume:
     """`root`: the mount; `instance`: a name that no other living process of this volume has."""
 
@@ -56,6 +89,7 @@ class Volume:
         self._root = root
         self._staging = root / "staging"
         self._dropped = root / "dropped"
+        self._quarantine = root / "quarantine"
         self._instance = instance
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="volume")
 
@@ -70,14 +104,7 @@ class Volume:
     def prepare(self, volume_id: UUID) -> None:
         """Makes the folders once and makes them durable; what is there already stays. `wharf migrate` calls it."""
         tree = self._root / "blobs" / "sha256"
-        for folder in (
-            self._root,
-            self._staging,
-            self._dropped,
-            self._root / "quarantine",
-            self._root / "models",
-            tree,
-        ):
+        for folder in (self._root, self._staging, self._dropped, self._quarantine, self._root / "models", tree):
             folder.mkdir(parents=True, exist_ok=True)
         for first in map("".join, product("0123456789abcdef", repeat=2)):
             for second in "0123456789abcdef":
@@ -157,12 +184,74 @@ class Volume:
         later = random.uniform(*UNLINK_AFTER_SECONDS)  # noqa: S311
         asyncio.get_running_loop().call_later(later, self._threads.submit, dropped.unlink)
 
-    async def open(self, sha256: bytes) -> int:
-        """A descriptor of the bytes, opened for reading; the caller closes it."""
-        return await self.run(lambda: os.open(self._blob(sha256), os.O_RDONLY | os.O_CLOEXEC))
+    async def open(self, sha256: bytes, size: int) -> int | None:
+        """A descriptor of the bytes, opened for reading; the caller closes it. None where there are not `size` of them:
+        they are damaged."""
+
+        def open_whole() -> int | None:
+            descriptor = os.open(self._blob(sha256), os.O_RDONLY | os.O_CLOEXEC)
+            if os.fstat(descriptor).st_size == size:
+                return descriptor
+            os.close(descriptor)
+            return None
+
+        return await self.run(open_whole)
 
     async def read(self, descriptor: int, offset: int, size: int) -> bytes:
         return await self.run(lambda: os.pread(descriptor, size, offset))
+
+    async def identify(self, sha256: bytes) -> Identity | None:
+        """Which file lies where these bytes belong; None where there is none."""
+        return await self.run(lambda: _identify(self._blob(sha256)))
+
+    async def digest(self, sha256: bytes, pace: Callable[[int], bool]) -> Digest | None:
+        """Reads what lies where these bytes belong, from the disk and past its cache; None where nothing does. `pace`
+        is told of each so many bytes before they are read, in a thread; where it says False, `Interrupted` is
+        raised."""
+        return await self.run(lambda: _digest(self._blob(sha256), pace))
+
+    async def set_aside(self, sha256: bytes) -> None:
+        """Moves damaged bytes out of the tree, durably. Call it with the blob's row locked and `quarantined`."""
+
+        def move() -> None:
+            blob = self._blob(sha256)
+            # Volumes of the release before have no such folder until they are migrated.
+            self._quarantine.mkdir(exist_ok=True)
+            blob.rename(self._quarantine / f"{blob.name}.{new_id()}")
+            for folder in (self._quarantine, blob.parent):
+                sync_path(folder)
+
+        await self.run(move)
+
+    async def quarantined(self) -> list[SetAside]:
+        """What `set_aside` has moved, the oldest first."""
+
+        def look() -> list[SetAside]:
+            names = [path.name for path in self._quarantine.glob("*.*")] if self._quarantine.exists() else []
+            found = [SetAside(name, bytes.fromhex(name[:64]), id_time(UUID(name[65:]))) for name in names]
+            return sorted(found, key=lambda each: each.since)
+
+        return await self.run(look)
+
+    async def discard_quarantined(self, several: Sequence[SetAside]) -> None:
+        def discard() -> None:
+            for each in several:
+                (self._quarantine / each.name).unlink(missing_ok=True)
+
+        await self.run(discard)
+
+    async def names(self, prefix: str) -> set[bytes]:
+        """What lies in the folders of `prefix`, two hex digits: the SHA-256 by which each file is called."""
+
+        def look() -> set[bytes]:
+            found: set[bytes] = set()
+            for last in "0123456789abcdef":
+                for name in os.listdir(self._root / "blobs" / "sha256" / prefix / last):  # noqa: PTH208
+                    if BLOB_NAME.fullmatch(name):
+                        found.add(bytes.fromhex(name))
+            return found
+
+        return await self.run(look)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Runs blocking work on the volume in a thread of its pool, errors of the disk told as `CustodyError`."""
@@ -264,6 +353,56 @@ def _place(staged: Staged, target: Path) -> None:
         if not target.exists() or target.stat().st_size != staged.size:
             raise
     sync_path(target.parent)
+
+
+def _identify(blob: Path) -> Identity | None:
+    try:
+        return _identity(blob.stat())
+    except FileNotFoundError:
+        pass
+    # A network file system remembers for a while that there was no such file. A new name beside it makes it ask.
+    probe = blob.with_name(f"{blob.name}.{new_id()}")
+    probe.touch()
+    probe.unlink()
+    try:
+        return _identity(blob.stat())
+    except FileNotFoundError:
+        return None
+
+
+def _digest(blob: Path, pace: Callable[[int], bool]) -> Digest | None:
+    try:
+        descriptor = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        _forget_cached(descriptor)
+        digest = hashlib.sha256()
+        found = os.fstat(descriptor)
+        offset = 0
+        while True:
+            if not pace(min(CHUNK, max(found.st_size - offset, 1))):
+                raise Interrupted
+            chunk = os.pread(descriptor, CHUNK, offset)
+            if not chunk:
+                break
+            digest.update(chunk)
+            offset += len(chunk)
+        return Digest(digest.digest(), _identity(found))
+    finally:
+        _forget_cached(descriptor)
+        os.close(descriptor)
+
+
+def _forget_cached(descriptor: int) -> None:
+    """What the page cache holds of a file may be right where the disk is not; and a whole volume read once is not to
+    drive out of it what is read all the time."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _identity(found: os.stat_result) -> Identity:
+    return Identity(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def sync_path(path: Path) -> None:

@@ -115,7 +115,7 @@ async def _describe(model: Path, source: Path, engine: str) -> ModelDescription:
         time_limit_seconds=1,
     )
     try:
-        return await slot.start()
+        return (await slot.start()).model
     except StartError as error:
         raise StartError(str(error).replace(str(model), str(source))) from error
     finally:

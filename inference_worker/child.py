@@ -10,7 +10,6 @@ from typing import Self, cast
 import structlog
 
 from custody.errors import StartError
-from inference_worker.engines import ModelDescription
 from inference_worker.lines import MAX_LINE_BYTES, Ready, Refused, read_answer, write_work
 from inference_worker.outcomes import Outcome, Retry, Work
 
@@ -24,9 +23,9 @@ STOP_SECONDS = 5.0
 
 
 class Child:
-    """`Child.start` makes one; `model` is what it has loaded."""
+    """`Child.start` makes one; `ready` is what it has loaded, and with what."""
 
-    model: ModelDescription
+    ready: Ready
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -50,7 +49,7 @@ class Child:
         child = cls(process)
         try:
             async with asyncio.timeout(limit_seconds):
-                child.model = await child._ready()
+                child.ready = await child._first_answer()
         except TimeoutError:
             await child.kill()
             raise child._start_error(f"was not ready after {limit_seconds:g} s") from None
@@ -102,7 +101,7 @@ class Child:
             await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
             await asyncio.wait_for(self._listening, STOP_SECONDS)
 
-    async def _ready(self) -> ModelDescription:
+    async def _first_answer(self) -> Ready:
         line = await self._answers.readline()
         if not line:
             await self.kill(after_seconds=STOP_SECONDS)
@@ -112,8 +111,8 @@ class Child:
         except ValueError as error:
             raise self._start_error(f"said something else than ready: {error}") from error
         match answer:
-            case Ready(model):
-                return model
+            case Ready():
+                return answer
             case Refused(reason):
                 raise StartError(reason)
         raise self._start_error("gave an answer before it was ready")

@@ -28,7 +28,7 @@ from custody.transport.amqp import AmqpTransport
 from custody.transport.connection import Amqp, Login
 from custody.transport.embedded import EmbeddedTransport
 from custody.volume import Volume
-from custody.wire import ModelReference
+from custody.wire import EngineReference, ModelReference
 from inference_worker.consumer import Consumer
 from inference_worker.cpus import granted_cpus
 from inference_worker.metrics import WorkerMetrics
@@ -85,7 +85,8 @@ async def serve(settings: WorkerSettings) -> None:
             time_limit_seconds=settings.task_seconds,
         )
         stack.push_async_callback(slots.close)
-        found = await slots.start()
+        ready = await slots.start()
+        found = ready.model
         async with database.transaction() as transaction:
             model = await models.register(
                 transaction, Registration(files, found.task, found.classes, found.input_width, found.input_height)
@@ -154,6 +155,8 @@ async def serve(settings: WorkerSettings) -> None:
             run_in_slot=slots.run,
             has_slots=lambda: slots.ready_count > 0,
             model=model,
+            engine=EngineReference(name=settings.engine, version=ready.engine_version),
+            verified_share=settings.verified_share,
             slots=count,
             prefetch=settings.prefetch,
             drain_seconds=settings.drain_seconds,

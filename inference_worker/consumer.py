@@ -14,9 +14,9 @@ from custody.jobs import Jobs
 from custody.notices import Notices, job_ended, tasks_queued
 from custody.tasks import Claim, Tasks
 from custody.transport import Delivery, Transport
-from custody.wire import ModelReference, Priority, Timings
+from custody.wire import EngineReference, ModelReference, Priority, Timings
 from inference_worker.metrics import WorkerMetrics
-from inference_worker.outcomes import Done, Failed, Outcome, Retry, Unprocessable, Work
+from inference_worker.outcomes import Corrupt, Done, Failed, Outcome, Retry, Unprocessable, Work
 
 log = structlog.get_logger()
 
@@ -41,7 +41,8 @@ class Held:
 
 class Consumer:
     """`run_in_slot` does the work of one task, while `has_slots`; `slots` of them run at once. `prefetch` more tasks a
-    slot are held ready, so that none waits for the database between two pictures.
+    slot are held ready, so that none waits for the database between two pictures. `verified_share`: of the pictures,
+    0 to 1, whose bytes are compared with their SHA-256 first.
 
     Interactive tasks are received however many batch ones are held, and begin before them: such a task waits for the
     one that runs in each slot at most. A task that a worker died of, perhaps, runs while nothing else is held."""
@@ -57,6 +58,8 @@ class Consumer:
         run_in_slot: Callable[[Work], Awaitable[Outcome]],
         has_slots: Callable[[], bool],
         model: ModelReference,
+        engine: EngineReference,
+        verified_share: float,
         slots: int,
         prefetch: int,
         drain_seconds: float,
@@ -70,6 +73,8 @@ class Consumer:
         self._run_in_slot = run_in_slot
         self._has_slots = has_slots
         self._model = model
+        self._engine = engine
+        self._verified_share = verified_share
         self._slots = slots
         self._capacity = slots * (1 + prefetch)
         self._drain_seconds = drain_seconds
@@ -161,33 +166,43 @@ class Consumer:
         try:
             if claim.alone:
                 await self._let_go(self._not_begun())
-            outcome = await self._run_in_slot(
-                Work(claim.task_id, claim.path, claim.media_type, claim.orientation, claim.parameters)
-            )
+            work = self._work_of(claim)
+            outcome = await self._run_in_slot(work)
             # The next picture does not wait until this one's result is written.
             held.in_slot = False
             self._begin()
             try:
-                await self._until_database_answers(lambda: self._end(claim, outcome))
+                await self._until_database_answers(lambda: self._end(claim, work, outcome))
             except Exception as error:
                 # What the engine found cannot be stored. It would find the same again.
                 log.exception("end_not_written")
                 refusal = Failed("inference_failed", f"The result cannot be stored ({type(error).__name__}).")
-                await self._until_database_answers(lambda: self._end(claim, refusal))
+                await self._until_database_answers(lambda: self._end(claim, work, refusal))
             await self._transport.settle(held.delivery)
         finally:
             held.in_slot = False
             self._forget(held)
             self._begin()
 
+    def _work_of(self, claim: Claim) -> Work:
+        return Work(
+            task=claim.task_id,
+            path=claim.path,
+            media_type=claim.media_type,
+            orientation=claim.orientation,
+            parameters=claim.parameters,
+            sha256=claim.sha256.hex(),
+            verify=random.random() < self._verified_share,  # noqa: S311
+        )
+
     def _forget(self, held: Held) -> None:
         if self._held.get(held.claim.task_id) is held:
             del self._held[held.claim.task_id]
         self._make_room()
 
-    async def _end(self, claim: Claim, outcome: Outcome) -> None:
+    async def _end(self, claim: Claim, work: Work, outcome: Outcome) -> None:
         async with self._database.statements() as statements:
-            state = await self._write_end(statements, claim, outcome)
+            state = await self._write_end(statements, claim, work, outcome)
         self._metrics.tasks.labels(self._model.name, state).inc()
         log.info("task_ended", state=state, attempt=claim.attempt, code=getattr(outcome, "code", None))
         if state == "queued":
@@ -201,7 +216,7 @@ class Consumer:
         if job_has_ended:
             self._notices.tell(job_ended(claim.job_id))
 
-    async def _write_end(self, transaction: Transaction, claim: Claim, outcome: Outcome) -> str:
+    async def _write_end(self, transaction: Transaction, claim: Claim, work: Work, outcome: Outcome) -> str:
         """The task's state now; `void` where the claim was no longer ours and nothing was written."""
         match outcome:
             case Done():
@@ -210,7 +225,13 @@ class Consumer:
                 )
                 self._metrics.observe(self._model.name, timings)
                 written = await self._tasks.succeed(
-                    transaction, claim, model=self._model, detections=outcome.detections, timings=timings
+                    transaction,
+                    claim,
+                    model=self._model,
+                    engine=self._engine,
+                    verified=work.verify,
+                    detections=outcome.detections,
+                    timings=timings,
                 )
                 return "succeeded" if written else "void"
             case Failed(code, detail):
@@ -219,11 +240,20 @@ class Consumer:
             case Unprocessable(code, detail):
                 written = await self._tasks.refuse(transaction, claim, code=code, detail=detail)
                 return "unprocessable" if written else "void"
+            case Corrupt(detail):
+                log.error("file_corrupt", sha256=work.sha256)
+                if not await self._tasks.report_corrupt(transaction, claim):
+                    # An upload has put new bytes in place meanwhile.
+                    return await self._try_again(transaction, claim, "file_corrupt", detail)
+                written = await self._tasks.refuse(transaction, claim, code="file_corrupt", detail=detail)
+                return "unprocessable" if written else "void"
             case Retry(code, detail):
-                ended = await self._tasks.retry(
-                    transaction, claim, code=code, detail=detail, after_seconds=backoff_seconds(claim.spent)
-                )
-                return ended.state if ended else "void"
+                return await self._try_again(transaction, claim, code, detail)
+
+    async def _try_again(self, transaction: Transaction, claim: Claim, code: str, detail: str) -> str:
+        after = backoff_seconds(claim.spent)
+        ended = await self._tasks.retry(transaction, claim, code=code, detail=detail, after_seconds=after)
+        return ended.state if ended else "void"
 
     async def _until_database_answers(self, write: Callable[[], Awaitable[None]]) -> None:
         # The picture has been worked on: its result is worth waiting for. If the lease runs out meanwhile, the fence

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from inference_worker.engines import ModelDescription
-from inference_worker.outcomes import Done, Failed, Outcome, Retry, Unprocessable, Work
+from inference_worker.outcomes import Corrupt, Done, Failed, Outcome, Retry, Unprocessable, Work
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """Far above a thousand detections with long labels."""
@@ -13,9 +13,10 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Ready:
-    """The first line of a slot: its model is loaded and warm."""
+    """The first line of a slot: its model is loaded and warm. `engine_version`: None where the engine has none."""
 
     model: ModelDescription
+    engine_version: str | None
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ Answer = Ready | Refused | Outcome
 
 _WORK = TypeAdapter(Work)
 _ANSWERS: dict[bytes, TypeAdapter[Answer]] = {
-    kind.__name__.encode(): TypeAdapter(kind) for kind in (Ready, Refused, Done, Failed, Unprocessable, Retry)
+    kind.__name__.encode(): TypeAdapter(kind) for kind in (Ready, Refused, Done, Failed, Unprocessable, Corrupt, Retry)
 }
 
 

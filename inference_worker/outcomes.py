@@ -8,13 +8,16 @@ from custody.wire import Detection, Parameters
 
 @dataclass(frozen=True)
 class Work:
-    """One picture to look at. `path` is relative to the volume; `orientation` is the EXIF number, 1 to 8."""
+    """One picture to look at. `path` is relative to the volume; `orientation` is the EXIF number, 1 to 8; `sha256`, in
+    lower-case hex, is what its bytes must have: `verify` says to make sure of it before they are decoded."""
 
     task: UUID
     path: str
     media_type: str
     orientation: int
     parameters: Parameters
+    sha256: str
+    verify: bool
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class Unprocessable:
 
 
 @dataclass(frozen=True)
+class Corrupt:
+    """The bytes on the volume are not those that were taken into custody, whoever looks at them."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
 class Retry:
     """The same picture may work later. `code` is one of `custody.errors.KINDS`."""
 
@@ -54,4 +64,4 @@ class Retry:
     detail: str
 
 
-Outcome = Done | Failed | Unprocessable | Retry
+Outcome = Done | Failed | Unprocessable | Corrupt | Retry

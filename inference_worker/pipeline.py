@@ -2,17 +2,20 @@
 
 import errno
 import time
+from hashlib import sha256
 from pathlib import Path
 
 from inference_worker.decode import UndecodableImageError, decode
 from inference_worker.engines import Engine
-from inference_worker.outcomes import Done, Failed, Outcome, Retry, Unprocessable, Work
+from inference_worker.outcomes import Corrupt, Done, Failed, Outcome, Retry, Unprocessable, Work
 
 STALE = frozenset({errno.ENOENT, errno.ESTALE, errno.EIO})
 """What a network file system answers for a while about a file that is there."""
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
+
+DAMAGED = "The bytes on the volume are not those that were uploaded. Upload the file again, then submit it again."
 
 
 class Pipeline:
@@ -41,16 +44,21 @@ class Pipeline:
         """Never raises for what a picture or the volume can cause."""
         started = time.perf_counter()
         try:
-            data = self._read(work.path)
+            data = self._verified(work) if work.verify else self._read(work.path)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "an error")
             return Retry("file_unreadable", f"The volume answered {name} where the file should be.")
+        if data is None:
+            return Corrupt(DAMAGED)
         read = time.perf_counter()
         try:
             picture = decode(data, work.media_type, work.orientation, fit=self._fit, max_pixels=self._max_pixels)
             decoded = time.perf_counter()
             detections = self._engine.infer(picture, work.parameters)
         except UndecodableImageError as error:
+            # It was whole when it came: the bytes themselves may have changed.
+            if not work.verify and not _is(data, work.sha256):
+                return Corrupt(DAMAGED)
             return Unprocessable(error.code, str(error))
         except MemoryError:
             return Retry(
@@ -67,6 +75,15 @@ class Pipeline:
             infer_ms=_milliseconds(decoded, time.perf_counter()),
         )
 
+    def _verified(self, work: Work) -> bytes | None:
+        """The bytes that were taken into custody; None where others are there. They are looked at twice: a network
+        file system may show a part of a file, for a moment."""
+        for _ in range(2):
+            data = self._read(work.path)
+            if _is(data, work.sha256):
+                return data
+        return None
+
     def _read(self, path: str) -> bytes:
         give_up = time.monotonic() + self._patience
         pause = FIRST_PAUSE_SECONDS
@@ -78,6 +95,10 @@ class Pipeline:
                     raise
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+def _is(data: bytes, digest: str) -> bool:
+    return sha256(data).hexdigest() == digest
 
 
 def _milliseconds(start: float, end: float) -> float:

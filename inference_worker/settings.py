@@ -25,6 +25,12 @@ class WorkerSettings(VolumeSettings, QueueSettings, TaskSettings, ProcessSetting
         ge=0,
         description="How long one try looks for a file that does not appear; together they outlast NFS's caches (60 s)",
     )
+    verify_reads: Literal["never", "sampled", "always"] = Field(
+        default="sampled",
+        description="Whether a picture's SHA-256 is compared before it is decoded; of those that cannot be decoded "
+        "it always is",
+    )
+    verify_sample: float = Field(default=0.01, ge=0, le=1, description="Share of the pictures that `sampled` compares")
     max_pixels: int = Field(default=100_000_000, gt=0, description="Largest picture that is decoded")
     amqp_consumer_timeout_seconds: float = Field(
         default=1800.0, gt=0, description="RabbitMQ's own consumer_timeout: a delivery held longer is taken away"
@@ -34,3 +40,8 @@ class WorkerSettings(VolumeSettings, QueueSettings, TaskSettings, ProcessSetting
     )
     health_port: int = Field(default=9091, ge=0, description="/livez, /readyz, /metrics; 0: none")
     health_host: str = Field(default="127.0.0.1", description="Address of the health port")
+
+    @property
+    def verified_share(self) -> float:
+        """Of the pictures, from 0 to 1."""
+        return {"never": 0.0, "sampled": self.verify_sample, "always": 1.0}[self.verify_reads]

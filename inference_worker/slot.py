@@ -43,7 +43,8 @@ def main() -> None:
         exact=arguments.precision == "f32",
         read_patience_seconds=arguments.read_patience_seconds,
     )
-    answers.write(write_answer(Ready(engine.description)))
+    # An engine of somebody else's may have been written before results told it.
+    answers.write(write_answer(Ready(engine.description, getattr(engine, "version", None))))
     for request in requests:
         answers.write(write_answer(pipeline.run(read_work(request))))
 

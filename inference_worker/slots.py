@@ -8,7 +8,7 @@ import structlog
 
 from custody.errors import StartError
 from inference_worker.child import Child
-from inference_worker.engines import ModelDescription
+from inference_worker.lines import Ready
 from inference_worker.outcomes import Outcome, Work
 
 log = structlog.get_logger()
@@ -55,9 +55,9 @@ class Slots:
         """Slots that hold a warm engine now, busy or free."""
         return sum(child.alive for child in self._children)
 
-    async def start(self) -> ModelDescription:
-        """Returns once every slot is warm. Raises `StartError`, with the engine's reason or the last lines of the slot
-        that could not start; none is left running then."""
+    async def start(self) -> Ready:
+        """What a slot says, once every one is warm. Raises `StartError`, with the engine's reason or the last lines of
+        the slot that could not start; none is left running then."""
         try:
             return await self._add_all()
         except BaseException:
@@ -82,13 +82,13 @@ class Slots:
         await asyncio.gather(*(child.stop() for child in self._children))
         await asyncio.gather(*self._working)
 
-    async def _add_all(self) -> ModelDescription:
+    async def _add_all(self) -> Ready:
         # The first one alone: a model that cannot be loaded is told once.
         first = await self._add()
         others = await asyncio.gather(*(self._add() for _ in range(self._count - 1)), return_exceptions=True)
         for error in (other for other in others if isinstance(other, BaseException)):
             raise error
-        return first.model
+        return first.ready
 
     async def _use(self, child: Child, work: Work) -> Outcome:
         outcome = await child.ask(work, self._time_limit_seconds)

@@ -39,7 +39,7 @@ CREATE TABLE wharf.jobs (
     CONSTRAINT jobs_check2 CHECK (((done >= 0) AND (failed >= 0) AND ((done + failed) <= total))),
     CONSTRAINT jobs_check3 CHECK (((state <> 'open'::text) OR (done IS NULL))),
     CONSTRAINT jobs_check4 CHECK (((state <> 'succeeded'::text) OR ((done IS NOT NULL) AND (done = total)))),
-    CONSTRAINT jobs_check5 CHECK (((state <> 'failed'::text) OR ((done IS NOT NULL) AND ((done + failed) = total) AND (failed > 0)))),
+    CONSTRAINT jobs_check5 CHECK (((state <> 'failed'::text) OR ((done IS NOT NULL) AND (done < total)))),
     CONSTRAINT jobs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
     CONSTRAINT jobs_priority_check CHECK ((priority = ANY (ARRAY['interactive'::text, 'batch'::text]))),
     CONSTRAINT jobs_state_check CHECK ((state = ANY (ARRAY['open'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
@@ -78,6 +78,7 @@ CREATE TABLE wharf.tasks (
     error_detail text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     ended_at timestamp with time zone,
+    purged_at timestamp with time zone,
     CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
     CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
     CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
@@ -86,6 +87,7 @@ CREATE TABLE wharf.tasks (
     CONSTRAINT tasks_check5 CHECK (((state <> 'succeeded'::text) OR (error_code IS NULL))),
     CONSTRAINT tasks_class_check CHECK ((class = ANY (ARRAY['interactive'::text, 'batch'::text]))),
     CONSTRAINT tasks_input_check CHECK ((input >= 0)),
+    CONSTRAINT tasks_purged CHECK (((purged_at IS NULL) OR ((ended_at IS NOT NULL) AND (filename IS NULL)))),
     CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'unprocessable'::text, 'cancelled'::text])))
 );
 
@@ -100,9 +102,8 @@ CREATE TABLE wharf.tenants (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     file_retention interval,
     job_retention interval,
-    CONSTRAINT tenants_file_retention_check CHECK ((file_retention > '00:00:00'::interval)),
-    CONSTRAINT tenants_job_retention_check CHECK ((job_retention > '00:00:00'::interval)),
-    CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text))
+    CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text)),
+    CONSTRAINT tenants_retention CHECK (((file_retention > '00:00:00'::interval) AND (job_retention > '00:00:00'::interval)))
 );
 
 ALTER TABLE ONLY wharf.tenants FORCE ROW LEVEL SECURITY;
@@ -203,7 +204,8 @@ CREATE TABLE wharf.blobs (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     fault text,
     verified_at timestamp with time zone,
-    CONSTRAINT blobs_fault_check CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
+    placed_at timestamp with time zone,
+    CONSTRAINT blobs_fault CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
     CONSTRAINT blobs_fault_told CHECK (((state <> 'quarantined'::text) OR (fault IS NOT NULL))),
     CONSTRAINT blobs_sha256_check CHECK ((octet_length(sha256) = 32)),
     CONSTRAINT blobs_size_check CHECK ((size > 0)),
@@ -212,11 +214,31 @@ CREATE TABLE wharf.blobs (
 
 ALTER TABLE wharf.blobs OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.blob_faults(wanted bytea[]) RETURNS TABLE(sha256 bytea, fault text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT b.sha256,
+     b.fault
+    FROM wharf.blobs b
+   WHERE ((b.sha256 = ANY (blob_faults.wanted)) AND (b.state = 'quarantined'::text));
+END;
+
+ALTER FUNCTION wharf.blob_faults(wanted bytea[]) OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO ''
     BEGIN ATOMIC
- UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text
+ UPDATE wharf.blobs SET state = 'present'::text, fault = NULL::text, placed_at =
+         CASE
+             WHEN (blobs.state = 'present'::text) THEN blobs.placed_at
+             ELSE clock_timestamp()
+         END, verified_at =
+         CASE
+             WHEN (blobs.state = 'present'::text) THEN blobs.verified_at
+             ELSE clock_timestamp()
+         END
    WHERE (blobs.sha256 = blob_present.wanted_sha256);
 END;
 
@@ -227,6 +249,82 @@ CREATE FUNCTION wharf.current_tenant() RETURNS uuid
     RETURN (NULLIF(current_setting('wharf.tenant'::text, true), ''::text))::uuid;
 
 ALTER FUNCTION wharf.current_tenant() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.first_id_at(moment timestamp with time zone) RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN ((lpad(to_hex(GREATEST((floor((EXTRACT(epoch FROM moment) * (1000)::numeric)))::bigint, (0)::bigint)), 12, '0'::text) || repeat('0'::text, 20)))::uuid;
+
+ALTER FUNCTION wharf.first_id_at(moment timestamp with time zone) OWNER TO wharf_owner;
+
+CREATE TABLE wharf.audit (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    at timestamp with time zone NOT NULL,
+    key_id uuid NOT NULL,
+    request_id text NOT NULL,
+    action text NOT NULL,
+    outcome text NOT NULL,
+    files uuid[],
+    sha256 bytea[],
+    jobs uuid[],
+    keys uuid[],
+    names text[],
+    details jsonb,
+    CONSTRAINT audit_action_check CHECK (((action ~ '^[a-z]+\.[a-z_]+$'::text) AND (length(action) <= 40))),
+    CONSTRAINT audit_details_check CHECK (((jsonb_typeof(details) = 'object'::text) AND (pg_column_size(details) <= 4096))),
+    CONSTRAINT audit_outcome_check CHECK ((outcome = ANY (ARRAY['done'::text, 'replayed'::text]))),
+    CONSTRAINT audit_request_id_check CHECK (((length(request_id) >= 1) AND (length(request_id) <= 128)))
+);
+
+ALTER TABLE ONLY wharf.audit FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.audit OWNER TO wharf_owner;
+
+CREATE TABLE wharf.audit_objects (
+    tenant_id uuid NOT NULL,
+    object_id uuid NOT NULL,
+    receipt_id uuid NOT NULL
+);
+
+ALTER TABLE ONLY wharf.audit_objects FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.audit_objects OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.forget_receipts(days integer, most integer) RETURNS integer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ WITH old AS (
+          SELECT a.tenant_id,
+             a.id
+            FROM (wharf.tenants t
+              CROSS JOIN LATERAL ( SELECT a_1.tenant_id,
+                     a_1.id
+                    FROM wharf.audit a_1
+                   WHERE ((a_1.tenant_id = t.id) AND (a_1.id < wharf.first_id_at((now() - make_interval(days => GREATEST(forget_receipts.days, 30))))))
+                   ORDER BY a_1.id
+                  LIMIT forget_receipts.most) a)
+          LIMIT forget_receipts.most
+         ), gone AS (
+          DELETE FROM wharf.audit a
+            USING old
+           WHERE ((a.tenant_id = old.tenant_id) AND (a.id = old.id))
+           RETURNING a.tenant_id,
+             a.id,
+             ((a.files || a.jobs) || a.keys) AS objects
+         ), named AS (
+          DELETE FROM wharf.audit_objects o
+            USING ( SELECT gone_1.tenant_id,
+                     gone_1.id,
+                     unnest(gone_1.objects) AS object_id
+                    FROM gone gone_1) g
+           WHERE ((o.tenant_id = g.tenant_id) AND (o.object_id = g.object_id) AND (o.receipt_id = g.id))
+         )
+  SELECT (count(*))::integer AS count
+    FROM gone;
+END;
+
+ALTER FUNCTION wharf.forget_receipts(days integer, most integer) OWNER TO wharf_owner;
 
 CREATE FUNCTION wharf.hold_blobs(wanted bytea[]) RETURNS SETOF bytea
     LANGUAGE sql SECURITY DEFINER
@@ -286,6 +384,90 @@ CREATE FUNCTION wharf.pool_running(wanted_pool text) RETURNS integer
 END;
 
 ALTER FUNCTION wharf.pool_running(wanted_pool text) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) RETURNS uuid[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+DECLARE
+    me uuid := wharf.current_tenant();
+    of_tasks uuid[];
+    of_files uuid[];
+    of_jobs uuid[];
+    results_gone integer;
+    cancelled_tasks integer;
+BEGIN
+    -- Nobody waits for the lock of bytes that the tenant has nothing of: that would tell that others have.
+    IF NOT EXISTS (SELECT FROM wharf.files f WHERE f.sha256 = wanted_sha256 AND f.tenant_id = me)
+        AND wharf.tasks_of_picture(me, wanted_sha256) = '{}'
+    THEN
+        RETURN NULL;
+    END IF;
+    PERFORM FROM wharf.blobs b WHERE b.sha256 = wanted_sha256 FOR UPDATE;
+
+    of_tasks := wharf.tasks_of_picture(me, wanted_sha256);
+    PERFORM FROM wharf.tasks t WHERE t.id = ANY (of_tasks) ORDER BY t.id FOR UPDATE;
+    WITH cancelled AS (
+        UPDATE wharf.tasks t SET state = 'cancelled', lease_until = NULL, ended_at = now()
+        WHERE t.id = ANY (of_tasks) AND t.state IN ('queued', 'running')
+        RETURNING t.job_id
+    )
+    SELECT count(*), coalesce(array_agg(DISTINCT c.job_id), '{}') INTO cancelled_tasks, of_jobs FROM cancelled c;
+    DELETE FROM wharf.results r WHERE r.task_id = ANY (of_tasks);
+    GET DIAGNOSTICS results_gone = ROW_COUNT;
+    UPDATE wharf.tasks t
+    SET purged_at = now(), filename = NULL,
+        error_detail = CASE WHEN t.error_code IS NOT NULL THEN 'What was said of it has been purged.' END
+    WHERE t.id = ANY (of_tasks);
+
+    WITH gone AS (
+        DELETE FROM wharf.files f WHERE f.sha256 = wanted_sha256 AND f.tenant_id = me RETURNING f.id
+    )
+    SELECT coalesce(array_agg(g.id ORDER BY g.id), '{}') INTO of_files FROM gone g;
+    IF of_files = '{}' AND of_tasks = '{}' THEN
+        RETURN NULL;
+    END IF;
+
+    INSERT INTO wharf.suspects AS s (sha256, since)
+        SELECT b.sha256, '-infinity' FROM wharf.blobs b WHERE b.sha256 = wanted_sha256
+        ON CONFLICT (sha256) DO UPDATE SET since = excluded.since, look_at = excluded.look_at;
+
+    INSERT INTO wharf.purges (id, tenant_id, sha256, file_ids, results, tasks_cancelled, bytes_gone_by)
+        VALUES (receipt_id, me, wanted_sha256, of_files, results_gone, cancelled_tasks, now() + gone_within);
+    INSERT INTO wharf.purged_files (file_id, tenant_id, purge_id)
+        SELECT gone.file_id, me, receipt_id FROM unnest(of_files) AS gone (file_id);
+    RETURN of_jobs;
+END
+$$;
+
+ALTER FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.refuse_change() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO ''
+    AS $$
+BEGIN
+    RAISE insufficient_privilege USING MESSAGE = 'receipts are added, and never changed';
+END
+$$;
+
+ALTER FUNCTION wharf.refuse_change() OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ WITH quarantined AS (
+          UPDATE wharf.blobs b SET state = 'quarantined'::text, fault = 'corrupt'::text
+            FROM wharf.tasks t
+           WHERE ((t.id = report_corrupt.held_task) AND (t.attempt = report_corrupt.held_attempt) AND (t.state = 'running'::text) AND (b.sha256 = t.sha256) AND (b.state = ANY (ARRAY['present'::text, 'quarantined'::text])) AND ((b.placed_at IS NULL) OR (b.placed_at < t.claimed_at)))
+           RETURNING b.sha256
+         )
+  SELECT (EXISTS ( SELECT
+            FROM quarantined)) AS "exists";
+END;
+
+ALTER FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) OWNER TO wharf_owner;
 
 CREATE TABLE wharf.models (
     name text NOT NULL,
@@ -407,6 +589,22 @@ END;
 
 ALTER FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) RETURNS uuid[]
+    LANGUAGE sql
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT COALESCE(array_agg(found.id), '{}'::uuid[]) AS "coalesce"
+    FROM ( SELECT t.id
+            FROM wharf.tasks t
+           WHERE ((t.sha256 = tasks_of_picture.wanted_sha256) AND (t.tenant_id = tasks_of_picture.of_tenant) AND (t.state = ANY (ARRAY['queued'::text, 'running'::text])))
+         UNION ALL
+          SELECT t.id
+            FROM wharf.tasks t
+           WHERE ((t.sha256 = tasks_of_picture.wanted_sha256) AND (t.tenant_id = tasks_of_picture.of_tenant) AND (t.state <> ALL (ARRAY['queued'::text, 'running'::text])) AND (t.purged_at IS NULL))) found;
+END;
+
+ALTER FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) OWNER TO wharf_owner;
+
 CREATE TABLE wharf.cleanup_runs (
     id uuid NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -495,6 +693,32 @@ CREATE TABLE wharf.migrations (
 
 ALTER TABLE wharf.migrations OWNER TO wharf_owner;
 
+CREATE TABLE wharf.purged_files (
+    file_id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    purge_id uuid NOT NULL
+);
+
+ALTER TABLE ONLY wharf.purged_files FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.purged_files OWNER TO wharf_owner;
+
+CREATE TABLE wharf.purges (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    sha256 bytea NOT NULL,
+    file_ids uuid[] NOT NULL,
+    results integer NOT NULL,
+    tasks_cancelled integer NOT NULL,
+    purged_at timestamp with time zone DEFAULT now() NOT NULL,
+    bytes_gone_by timestamp with time zone NOT NULL,
+    CONSTRAINT purges_sha256_check CHECK ((octet_length(sha256) = 32))
+);
+
+ALTER TABLE ONLY wharf.purges FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.purges OWNER TO wharf_owner;
+
 CREATE TABLE wharf.relays (
     name text NOT NULL,
     fault text,
@@ -526,12 +750,35 @@ CREATE TABLE wharf.results (
     detections jsonb NOT NULL,
     timings jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    engine text,
+    engine_version text,
+    verified boolean,
     CONSTRAINT results_model_digest_check CHECK ((octet_length(model_digest) = 32))
 );
 
 ALTER TABLE ONLY wharf.results FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.results OWNER TO wharf_owner;
+
+CREATE TABLE wharf.verify_runs (
+    id uuid NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    stopped text,
+    quick boolean NOT NULL,
+    checked bigint DEFAULT 0 NOT NULL,
+    bytes bigint DEFAULT 0 NOT NULL,
+    corrupt bigint DEFAULT 0 NOT NULL,
+    missing bigint DEFAULT 0 NOT NULL,
+    unreadable bigint DEFAULT 0 NOT NULL,
+    restored bigint DEFAULT 0 NOT NULL,
+    strangers bigint,
+    quarantined bigint,
+    CONSTRAINT verify_runs_check CHECK (((stopped IS NULL) OR (stopped = 'killed'::text) OR (ended_at IS NOT NULL))),
+    CONSTRAINT verify_runs_stopped_check CHECK ((stopped = ANY (ARRAY['done'::text, 'time'::text, 'asked'::text, 'error'::text, 'killed'::text])))
+);
+
+ALTER TABLE wharf.verify_runs OWNER TO wharf_owner;
 
 CREATE TABLE wharf.workers (
     name text NOT NULL,
@@ -551,6 +798,12 @@ ALTER TABLE ONLY wharf.api_keys
 
 ALTER TABLE ONLY wharf.api_keys
     ADD CONSTRAINT api_keys_secret_sha256_key UNIQUE (secret_sha256);
+
+ALTER TABLE ONLY wharf.audit_objects
+    ADD CONSTRAINT audit_objects_pkey PRIMARY KEY (tenant_id, object_id, receipt_id);
+
+ALTER TABLE ONLY wharf.audit
+    ADD CONSTRAINT audit_pkey PRIMARY KEY (tenant_id, id);
 
 ALTER TABLE ONLY wharf.blobs
     ADD CONSTRAINT blobs_pkey PRIMARY KEY (sha256);
@@ -585,6 +838,12 @@ ALTER TABLE ONLY wharf.models
 ALTER TABLE ONLY wharf.pools
     ADD CONSTRAINT pools_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY wharf.purged_files
+    ADD CONSTRAINT purged_files_pkey PRIMARY KEY (file_id);
+
+ALTER TABLE ONLY wharf.purges
+    ADD CONSTRAINT purges_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY wharf.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
@@ -612,12 +871,25 @@ ALTER TABLE ONLY wharf.tenants
 ALTER TABLE ONLY wharf.tenants
     ADD CONSTRAINT tenants_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY wharf.verify_runs
+    ADD CONSTRAINT verify_runs_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY wharf.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (name);
 
 CREATE INDEX api_keys_by_tenant ON wharf.api_keys USING btree (tenant_id, id);
 
+CREATE INDEX audit_by_action ON wharf.audit USING btree (tenant_id, action, id);
+
+CREATE INDEX audit_by_key ON wharf.audit USING btree (tenant_id, key_id, id);
+
+CREATE INDEX audit_by_request ON wharf.audit USING btree (tenant_id, request_id, id);
+
+CREATE INDEX blobs_by_verification ON wharf.blobs USING btree (COALESCE(verified_at, '-infinity'::timestamp with time zone), sha256) WHERE (state = 'present'::text);
+
 CREATE INDEX blobs_deleting ON wharf.blobs USING btree (sha256) WHERE (state = 'deleting'::text);
+
+CREATE INDEX blobs_quarantined ON wharf.blobs USING btree (sha256) WHERE (state = 'quarantined'::text);
 
 CREATE INDEX cleanup_runs_sweeping ON wharf.cleanup_runs USING btree (id) WHERE (swept_to IS NOT NULL);
 
@@ -651,6 +923,8 @@ CREATE INDEX jobs_reruns ON wharf.jobs USING btree (rerun_of) WHERE (rerun_of IS
 
 CREATE INDEX jobs_with_failures ON wharf.jobs USING btree (id) WHERE (failed > 0);
 
+CREATE INDEX purges_by_content ON wharf.purges USING btree (tenant_id, sha256, id);
+
 CREATE INDEX suspects_by_time ON wharf.suspects USING btree (since, sha256);
 
 CREATE INDEX tasks_by_worker ON wharf.tasks USING btree (worker) WHERE (state = 'running'::text);
@@ -659,9 +933,21 @@ CREATE INDEX tasks_holding ON wharf.tasks USING btree (sha256) WHERE (state = AN
 
 CREATE INDEX tasks_leases ON wharf.tasks USING btree (lease_until) WHERE (state = 'running'::text);
 
+CREATE INDEX tasks_of_picture ON wharf.tasks USING btree (tenant_id, sha256) WHERE ((state <> ALL (ARRAY['queued'::text, 'running'::text])) AND (purged_at IS NULL));
+
 CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 
 CREATE INDEX tasks_ready ON wharf.tasks USING btree (pool, class, tenant_id, id) WHERE (state = 'queued'::text);
+
+CREATE INDEX verify_runs_unfinished ON wharf.verify_runs USING btree (id) WHERE (stopped IS NULL);
+
+CREATE TRIGGER never_changes BEFORE UPDATE OR TRUNCATE ON wharf.audit FOR EACH STATEMENT EXECUTE FUNCTION wharf.refuse_change();
+
+CREATE TRIGGER never_changes BEFORE UPDATE OR TRUNCATE ON wharf.audit_objects FOR EACH STATEMENT EXECUTE FUNCTION wharf.refuse_change();
+
+CREATE TRIGGER stays_while_young BEFORE DELETE ON wharf.audit FOR EACH ROW WHEN ((old.id >= wharf.first_id_at((now() - '30 days'::interval)))) EXECUTE FUNCTION wharf.refuse_change();
+
+CREATE TRIGGER stays_while_young BEFORE DELETE ON wharf.audit_objects FOR EACH ROW WHEN ((old.receipt_id >= wharf.first_id_at((now() - '30 days'::interval)))) EXECUTE FUNCTION wharf.refuse_change();
 
 CREATE TRIGGER suspect_deleted AFTER UPDATE OF deleted_at ON wharf.files FOR EACH ROW WHEN (((old.deleted_at IS NULL) AND (new.deleted_at IS NOT NULL))) EXECUTE FUNCTION wharf.suspect_deleted();
 
@@ -682,6 +968,12 @@ ALTER TABLE ONLY wharf.idempotency_keys
 ALTER TABLE ONLY wharf.jobs
     ADD CONSTRAINT jobs_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
 
+ALTER TABLE ONLY wharf.purged_files
+    ADD CONSTRAINT purged_files_purge_id_fkey FOREIGN KEY (purge_id) REFERENCES wharf.purges(id);
+
+ALTER TABLE ONLY wharf.purges
+    ADD CONSTRAINT purges_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
+
 ALTER TABLE ONLY wharf.results
     ADD CONSTRAINT results_task_id_tenant_id_fkey FOREIGN KEY (task_id, tenant_id) REFERENCES wharf.tasks(id, tenant_id);
 
@@ -690,6 +982,10 @@ ALTER TABLE ONLY wharf.tasks
 
 ALTER TABLE ONLY wharf.workers
     ADD CONSTRAINT workers_pool_model_version_fkey FOREIGN KEY (pool, model_version) REFERENCES wharf.models(name, version);
+
+CREATE POLICY api_adds ON wharf.audit FOR INSERT TO wharf_api WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_adds ON wharf.audit_objects FOR INSERT TO wharf_api WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
 ALTER TABLE wharf.api_keys ENABLE ROW LEVEL SECURITY;
 
@@ -701,13 +997,25 @@ CREATE POLICY api_own ON wharf.idempotency_keys TO wharf_api USING ((tenant_id =
 
 CREATE POLICY api_own ON wharf.jobs TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
+CREATE POLICY api_own ON wharf.purged_files FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.purges FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
 CREATE POLICY api_own ON wharf.results FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
 CREATE POLICY api_own ON wharf.tasks TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
 CREATE POLICY api_own ON wharf.tenants FOR SELECT TO wharf_api USING ((id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
+CREATE POLICY api_reads ON wharf.audit FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_reads ON wharf.audit_objects FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
 CREATE POLICY api_retention ON wharf.tenants FOR UPDATE TO wharf_api USING ((id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+ALTER TABLE wharf.audit ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.audit_objects ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY cleanup_all ON wharf.files TO wharf_cleanup USING (true) WITH CHECK (true);
 
@@ -733,11 +1041,19 @@ ALTER TABLE wharf.jobs ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY owner_all ON wharf.api_keys TO wharf_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner_all ON wharf.audit TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.audit_objects TO wharf_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner_all ON wharf.files TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.idempotency_keys TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.jobs TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.purged_files TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.purges TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.released TO wharf_owner USING (true) WITH CHECK (true);
 
@@ -748,6 +1064,10 @@ CREATE POLICY owner_all ON wharf.suspects TO wharf_owner USING (true) WITH CHECK
 CREATE POLICY owner_all ON wharf.tasks TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.tenants TO wharf_owner USING (true) WITH CHECK (true);
+
+ALTER TABLE wharf.purged_files ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.purges ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY relay_all ON wharf.jobs TO wharf_relay USING (true) WITH CHECK (true);
 
@@ -848,9 +1168,13 @@ GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_api;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_relay;
 
+GRANT UPDATE(purged_at) ON TABLE wharf.tasks TO wharf_cleanup;
+
 GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
 
 GRANT SELECT(id) ON TABLE wharf.tenants TO wharf_cleanup;
+
+GRANT SELECT(name) ON TABLE wharf.tenants TO wharf_cleanup;
 
 GRANT UPDATE(file_retention) ON TABLE wharf.tenants TO wharf_api;
 GRANT SELECT(file_retention) ON TABLE wharf.tenants TO wharf_cleanup;
@@ -891,8 +1215,18 @@ GRANT UPDATE(fault) ON TABLE wharf.blobs TO wharf_cleanup;
 
 GRANT UPDATE(verified_at) ON TABLE wharf.blobs TO wharf_cleanup;
 
+REVOKE ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) TO wharf_api;
+
 REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
+
+GRANT SELECT,INSERT ON TABLE wharf.audit TO wharf_api;
+
+GRANT SELECT,INSERT ON TABLE wharf.audit_objects TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.forget_receipts(days integer, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.forget_receipts(days integer, most integer) TO wharf_cleanup;
 
 REVOKE ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.hold_blobs(wanted bytea[]) TO wharf_api;
@@ -905,6 +1239,14 @@ GRANT ALL ON FUNCTION wharf.pool_backlog(wanted_pool text, most integer) TO whar
 
 REVOKE ALL ON FUNCTION wharf.pool_running(wanted_pool text) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.pool_running(wanted_pool text) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.refuse_change() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) TO wharf_worker;
 
 GRANT SELECT ON TABLE wharf.models TO wharf_api;
 GRANT SELECT,INSERT ON TABLE wharf.models TO wharf_worker;
@@ -930,6 +1272,8 @@ REVOKE ALL ON FUNCTION wharf.suspect_removed() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) FROM PUBLIC;
 
 GRANT SELECT ON TABLE wharf.cleanup_runs TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.cleanup_runs TO wharf_cleanup;
@@ -987,6 +1331,10 @@ GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_worker;
 GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_relay;
 GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_cleanup;
 
+GRANT SELECT ON TABLE wharf.purged_files TO wharf_api;
+
+GRANT SELECT ON TABLE wharf.purges TO wharf_api;
+
 GRANT SELECT ON TABLE wharf.relays TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
 
@@ -998,6 +1346,9 @@ GRANT INSERT ON TABLE wharf.results TO wharf_worker;
 GRANT DELETE ON TABLE wharf.results TO wharf_cleanup;
 
 GRANT SELECT(task_id) ON TABLE wharf.results TO wharf_cleanup;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE wharf.verify_runs TO wharf_cleanup;
+GRANT SELECT ON TABLE wharf.verify_runs TO wharf_api;
 
 GRANT SELECT ON TABLE wharf.workers TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.workers TO wharf_worker;

@@ -21,12 +21,14 @@ from broker.app import build_app
 from broker.backlog import Backlog
 from broker.maintenance.migrate import ensure_database, migrate
 from broker.maintenance.settings import CleanupSettings, MigrateSettings
+from broker.maintenance.verify.settings import VerifySettings
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
 from broker.relay.settings import RelaySettings
 from broker.service import Service
 from broker.settings import BrokerSettings
+from custody.audit import Audit
 from custody.database import Database
 from custody.files import Files
 from custody.jobs import Jobs
@@ -78,6 +80,7 @@ async def _openapi() -> str:
         files=Files(volume),
         jobs=Jobs(),
         tasks=Tasks(),
+        audit=Audit(settings.audit_reads),
         backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
         notices=Notices("", name="contracts"),
         probe=Prober(settings.max_pixels),
@@ -114,7 +117,9 @@ async def _bring_up(postgres: Postgres) -> None:
 
 
 def _readme() -> str:
-    settings = table(UpSettings, BrokerSettings, RelaySettings, WorkerSettings, CleanupSettings, MigrateSettings)
+    settings = table(
+        UpSettings, BrokerSettings, RelaySettings, WorkerSettings, CleanupSettings, VerifySettings, MigrateSettings
+    )
     return TABLE.sub(rf"\1{settings}\n\2", (ROOT / "README.md").read_text())
 
 

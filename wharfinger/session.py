@@ -13,13 +13,13 @@ from uuid import uuid4
 import httpx
 from pydantic import ValidationError
 
-from custody.wire import FilePage, JobPage, Problem, ResultPage, Wire
+from custody.wire import FilePage, JobPage, Problem, ReceiptPage, ResultPage, Wire
 from wharfinger.discovery import Connection
 from wharfinger.errors import AnswerError, ConfigurationError, UnreachableError, from_problem, problem_of_status
 from wharfinger.patience import Backoff, Patience
 
 W = TypeVar("W", bound=Wire)
-P = TypeVar("P", FilePage, JobPage, ResultPage)
+P = TypeVar("P", FilePage, JobPage, ReceiptPage, ResultPage)
 
 # Makes the body of one attempt, as httpx's arguments; what it opens goes on the stack and is closed after the attempt.
 Body = Callable[[ExitStack], dict[str, Any]]
@@ -71,6 +71,16 @@ class Session:
         wait: float = 0,
     ) -> W:
         return self._parse(self.call("POST", path, body, headers=headers, params=params, wait=wait), answer)
+
+    def patch(self, path: str, answer: type[W], changes: Mapping[str, Any]) -> W:
+        return self._parse(self.call("PATCH", path, lambda _: {"json": dict(changes)}), answer)
+
+    def delete(self, path: str, answer: type[W], *, params: Mapping[str, Any]) -> W:
+        """A DELETE that is answered with a document, also where it was done before."""
+        response = self.call("DELETE", path, params=params)
+        if not response.is_success:
+            raise self._failure(response, None)
+        return self._parse(response, answer)
 
     def pages(self, path: str, page: type[P], params: Mapping[str, Any]) -> Iterator[P]:
         """The pages of a list, each asked for when it is needed."""

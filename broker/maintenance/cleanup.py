@@ -12,11 +12,13 @@ from uuid import UUID
 
 import structlog
 
-from custody import cleanup, installation
+from broker.maintenance.marks import leave_mark
+from broker.maintenance.quarantine import discard_copies
+from custody import audit, cleanup, installation
 from custody.cleanup import FAILURES, Plan, Retention, Run
 from custody.database import Database, Transaction
 from custody.errors import CustodyError
-from custody.ids import new_id
+from custody.installation import SweepOff
 from custody.removal import FOLDERS, FOLDERS_AT_ONCE, Removal, Sight, Stray, Withdrawal, Withdrawn
 from custody.volume import Volume
 
@@ -41,14 +43,17 @@ Cut = Callable[[Sequence[Row]], Sequence[Row]]
 
 @dataclass(frozen=True)
 class Rules:
-    """`grace`: bytes that nobody refers to stay for so long; None: they go at once. `staging`: what nobody has written
-    to for so long is abandoned. `orphan_fraction`: of the files seen; where more are orphans, they are only reported.
+    """`receipt_days`: older receipts are forgotten. `grace`: bytes that nobody refers to stay for so long; None: they
+    go at once. `staging`: what nobody has written to for so long is abandoned. `orphan_fraction`: of the files seen;
+    where more are orphans, they are only reported. `quarantine`: damaged copies of what was healed stay for so long.
     `sweep`: whether a look through the whole volume is due. `max_seconds`: no batch begins later."""
 
     retention: Retention
+    receipt_days: int
     grace: timedelta | None
     staging: timedelta
     orphan_fraction: float
+    quarantine: timedelta = timedelta(days=7)
     sweep: bool = True
     max_seconds: float | None = None
 
@@ -89,7 +94,7 @@ class Cleanup:
         self._asked_to_stop = True
 
     async def run(self) -> Run:
-        """Everything that is due, and a row of it in the history.
+        """Everything that is due, and a row of it in the history. The volume's instance is this run's alone.
 
         Raises `StartError` where the volume is not this database's, `CustodyError` where one of them does not answer;
         the history has that too, where it can."""
@@ -101,7 +106,7 @@ class Cleanup:
             self._until = time.monotonic() + self._rules.max_seconds
         try:
             run.stopped = await self._steps()
-            await self._leave_mark()
+            await leave_mark(self._database, self._removal)
         except BaseException as error:
             run.stopped = "error"
             self._fault("cleanup", error)
@@ -119,6 +124,7 @@ class Cleanup:
         try:
             mark = await self._compare_marks()
             self._tell("what a former cleanup has left")
+            await self._volume.run(self._volume.discard_former)
             await self._settle(await self._removal.left_withdrawn())
             self._tell("files that have expired or were deleted")
             await self._each(cleanup.find_undated, self._date_files)
@@ -127,9 +133,12 @@ class Cleanup:
             self._tell("old jobs and their results")
             await self._each(partial(cleanup.find_old_jobs, retention=retention), self._remove_jobs, _few_inputs)
             await self._each(partial(cleanup.find_old_keys, retention=retention), self._remove_keys)
+            self._tell("old receipts")
+            await self._forget_receipts()
             self._tell("bytes that nobody refers to")
             await self._each(partial(cleanup.find_suspects, grace=self._rules.grace), self._mark_bytes)
             await self._each(cleanup.find_deleting, self._remove_bytes)
+            await self._discard_damaged()
             self._tell("abandoned uploads")
             clock = await self._removal.clock()
             await self._remove_leftovers(await self._removal.abandoned(clock - self._staging))
@@ -157,14 +166,6 @@ class Cleanup:
                 log.error("restore_suspected", reason=reason)
         return mark[1] if mark else None
 
-    async def _leave_mark(self) -> None:
-        mark = new_id()
-        async with self._database.transaction() as transaction:
-            await installation.announce_mark(transaction, mark)
-        await self._removal.write_mark(mark)
-        async with self._database.transaction() as transaction:
-            await installation.settle_mark(transaction, mark)
-
     # Rows
 
     async def _date_files(self, found: Sequence[Row]) -> None:
@@ -184,6 +185,17 @@ class Cleanup:
     async def _remove_keys(self, found: Sequence[Row]) -> None:
         async with self._database.transaction() as transaction:
             await cleanup.remove_keys(transaction, found)
+
+    async def _forget_receipts(self) -> None:
+        forgotten = BATCH
+        while forgotten == BATCH:
+            self._look_at_the_time()
+            try:
+                async with self._database.transaction() as transaction:
+                    forgotten = await audit.forget(transaction, older_than_days=self._rules.receipt_days, limit=BATCH)
+            except FAILURES as error:
+                self._fault("receipts", error)
+                return
 
     async def _mark_bytes(self, found: Sequence[Row]) -> None:
         async with self._database.transaction() as transaction:
@@ -209,6 +221,12 @@ class Cleanup:
         for sha256, reason in withdrawal.failed.items():
             self._fault(sha256.hex(), reason)
         await self._discard(withdrawal.moved)
+
+    async def _discard_damaged(self) -> None:
+        try:
+            await discard_copies(self._database, self._volume, self._rules.quarantine.total_seconds())
+        except FAILURES as error:
+            self._fault("quarantine", error)
 
     async def _discard(self, withdrawn: Sequence[Withdrawn]) -> None:
         failed = await self._removal.discard(withdrawn)
@@ -249,9 +267,11 @@ class Cleanup:
         begin = last.swept_to if last and last.swept_to is not None and last.swept_to < FOLDERS else 0
         files = 0
         orphans: dict[bytes, int] = {}
+        # Told when its orphans are on their way: a crash before that makes the next sweep begin here.
+        self._run.swept_to = seen = begin
+        stopped = None
         try:
             for first in range(begin, FOLDERS, FOLDERS_AT_ONCE):
-                self._run.swept_to = first
                 self._look_at_the_time()
                 sight = await look(self._database, self._removal, first)
                 files += sight.files
@@ -262,10 +282,18 @@ class Cleanup:
                 for sha256 in sight.missing:
                     self._run.missing += 1
                     self._fault(sha256.hex(), "its bytes are missing", counts=False)
+                seen = first + FOLDERS_AT_ONCE
                 await self._save_now_and_then()
-            self._run.swept_to = FOLDERS
-        finally:
-            self._run.orphans = len(orphans)
+        except _StopError as reason:
+            stopped = reason
+        self._run.orphans = len(orphans)
+        taken = await self._take(orphans, files, off)
+        self._run.swept_to = seen
+        if stopped:
+            raise stopped
+        return taken
+
+    async def _take(self, orphans: Mapping[bytes, int], files: int, off: SweepOff | None) -> bool:
         if not orphans:
             return False
         if off:

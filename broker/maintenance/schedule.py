@@ -17,7 +17,7 @@ from custody.database import Database
 from custody.errors import CustodyError
 from custody.health import HealthServer, Pulse
 from custody.installation import SweepOff
-from custody.instance import CleanupLock
+from custody.instance import Alone
 from custody.removal import FOLDERS
 from custody.volume import Volume
 
@@ -101,7 +101,7 @@ async def _hand_on(stop: asyncio.Event, cleaning: Cleanup) -> None:
 
 
 async def _alone(settings: CleanupSettings, cleaning: Cleanup) -> Run | None:
-    async with CleanupLock(settings.listen_url) as taken:
+    async with Alone(settings.listen_url, work="cleanup") as taken:
         return await cleaning.run() if taken else None
 
 
@@ -124,7 +124,8 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
 
 @asynccontextmanager
 async def _opened(settings: CleanupSettings) -> AsyncIterator[tuple[Database, Volume]]:
-    volume = Volume(settings.volume, instance=settings.instance)
+    # No broker's name has a dot: what the one leaves in progress is never taken for the other's.
+    volume = Volume(settings.volume, instance=f"cleanup.{settings.instance}")
     async with Database(
         settings.database_url.get_secret_value(), name="wharf cleanup", role="wharf_cleanup", size=2, by_index=True
     ) as database:
@@ -140,9 +141,11 @@ def _rules(
         retention=Retention(
             files=timedelta(days=settings.file_retention_days), jobs=timedelta(days=settings.job_retention_days)
         ),
+        receipt_days=settings.audit_retention_days,
         grace=None if without_grace else timedelta(seconds=settings.cleanup_grace_seconds),
         staging=timedelta(hours=settings.staging_hours),
         orphan_fraction=settings.max_orphan_fraction,
+        quarantine=timedelta(days=settings.quarantine_days),
         sweep=sweep,
         max_seconds=max_seconds,
     )

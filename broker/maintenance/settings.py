@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from custody.audit import YOUNGEST_FORGOTTEN_DAYS
 from custody.settings import ProcessSettings, RetentionSettings, VolumeSettings
 
 
@@ -18,7 +19,16 @@ class MigrateSettings(BaseSettings):
     volume: Path | None = Field(default=None, description="Mount of the shared volume; unset: only the database")
 
 
-class CleanupSettings(RetentionSettings, VolumeSettings, ProcessSettings):
+class QuarantineSettings(BaseSettings):
+    quarantine_days: float = Field(
+        default=7.0, ge=0, description="Days that a damaged copy is kept once its content is healed"
+    )
+
+
+class CleanupSettings(RetentionSettings, QuarantineSettings, VolumeSettings, ProcessSettings):
+    audit_retention_days: int = Field(
+        default=365, ge=YOUNGEST_FORGOTTEN_DAYS, le=36500, description="Days that a receipt is kept"
+    )
     cleanup_grace_seconds: float = Field(
         default=3600.0, ge=0, description="Bytes that nobody refers to any more stay for so long; `--now`: 0"
     )

@@ -13,8 +13,9 @@ from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
 from broker.submission import ACCEPTED, admit, announce, answer_job
-from broker.waiting import applied, preferred_seconds, wait_for_end
+from broker.waiting import applied, preferred_seconds, wait_until_ended
 from custody import idempotency
+from custody.audit import Action
 from custody.errors import CustodyError
 from custody.notices import job_ended
 from custody.wire import (
@@ -23,6 +24,7 @@ from custody.wire import (
     JobState,
     JobSubmission,
     JsonObject,
+    Outcome,
     Parameters,
     PredictFields,
     Priority,
@@ -54,6 +56,7 @@ PREDICT_BODY = {
                         "max_detections": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 300},
                         "priority": {"type": "string", "enum": ["interactive", "batch"]},
                         "expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
+                        "file_expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
                         "metadata": {"type": "string", "description": "A JSON object"},
                     },
                 }
@@ -79,16 +82,16 @@ async def predict(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Upload and job in one call, one transaction. With `Prefer: wait=SECONDS` the answer has the boxes."""
-    tenant = principal.tenant_id
+    tenant, request_id = principal.tenant_id, request.scope["request_id"]
     async with body.receive(request, service, part="image", raw=False) as received:
-        wish = _wish(received.fields)
+        wish = body.fields_of(received, PredictFields)
         digests = [upload.staged.sha256 for upload in received.uploads]
         wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
         async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
                 model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
-                kept = await service.files.keep(transaction, tenant, received.uploads)
+                kept = await service.files.keep(transaction, tenant, received.uploads, kept_for=wish.file_expires_in)
                 job_id = await service.jobs.submit(
                     transaction,
                     tenant,
@@ -101,6 +104,24 @@ async def predict(
                     traceparent=request.scope["traceparent"],
                 )
                 await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
+                await service.audit.record(
+                    transaction,
+                    principal,
+                    request_id,
+                    Action.JOB_PREDICTED,
+                    jobs=[job_id],
+                    files=kept.files,
+                    names=[model],
+                )
+            else:
+                await service.audit.record(
+                    transaction,
+                    principal,
+                    request_id,
+                    Action.JOB_PREDICTED,
+                    outcome=Outcome.REPLAYED,
+                    jobs=replay.resource,
+                )
     if replay:
         return await answer_job(request, service, tenant, replay.resource[0])
     service.metrics.count(kept)
@@ -111,14 +132,14 @@ async def predict(
 @router.post(
     "/jobs",
     response_model=Job,
-    responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.JSON_BODY, "not_found")},
+    responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.JSON_BODY, "not_found", "file_corrupt")},
     openapi_extra=SUBMISSION_BODY,
 )
 async def submit(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """A job on files that you hold: one task for each input."""
-    tenant = principal.tenant_id
+    tenant, request_id = principal.tenant_id, request.scope["request_id"]
     wish = await body.read_json(request, JobSubmission, service.settings)
     settings = service.settings
     _check_inputs(wish, min(settings.max_job_inputs, settings.max_tenant_backlog, settings.max_pool_backlog))
@@ -128,11 +149,12 @@ async def submit(
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
         if not replay:
             model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
+            files = await service.files.hold(transaction, wish.inputs)
             job_id = await service.jobs.submit(
                 transaction,
                 tenant,
                 model=model,
-                files=await service.files.hold(transaction, wish.inputs),
+                files=files,
                 parameters=wish.params,
                 priority=priority,
                 metadata=wish.metadata,
@@ -140,6 +162,18 @@ async def submit(
                 traceparent=request.scope["traceparent"],
             )
             await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
+            await service.audit.record(
+                transaction, principal, request_id, Action.JOB_SUBMITTED, jobs=[job_id], files=files, names=[model]
+            )
+        else:
+            await service.audit.record(
+                transaction,
+                principal,
+                request_id,
+                Action.JOB_SUBMITTED,
+                outcome=Outcome.REPLAYED,
+                jobs=replay.resource,
+            )
     if replay:
         return await answer_job(request, service, tenant, replay.resource[0])
     announce(service, job_id, model, priority, len(wish.inputs))
@@ -148,6 +182,7 @@ async def submit(
 
 @router.get("/jobs", response_model=JobPage, responses=problems.answers(*problems.KEYED, "invalid_request"))
 async def list_jobs(
+    request: Request,
     service: ServiceDep,
     principal: Reader,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -166,6 +201,13 @@ async def list_jobs(
             model=model,
             metadata=None if metadata is None else _json_object(metadata),
         )
+        await service.audit.record(
+            transaction,
+            principal,
+            request.scope["request_id"],
+            Action.JOB_LISTED,
+            jobs=[job.id for job in jobs],
+        )
     return answer(JobPage(items=jobs, next_cursor=paging.encode(jobs[-1].id) if len(jobs) == limit else None))
 
 
@@ -173,9 +215,20 @@ async def list_jobs(
 async def get(request: Request, service: ServiceDep, principal: Reader, job_id: str) -> Response:
     """With `Prefer: wait=SECONDS` it answers when the job has ended, or as it stands when the time is over."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
-    job = await wait_for_end(service, request, principal.tenant_id, parse_id(job_id, "job"), seconds)
-    if job is None:
-        raise no_such("job")
+    wanted = parse_id(job_id, "job")
+    await wait_until_ended(service, request, principal.tenant_id, wanted, seconds)
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        job = await service.jobs.get(transaction, wanted)
+        if job is None:
+            raise no_such("job")
+        found = any(result.detections is not None for result in job.results or ())
+        await service.audit.record(
+            transaction,
+            principal,
+            request.scope["request_id"],
+            Action.RESULTS_READ if found else Action.JOB_SEEN,
+            jobs=[wanted],
+        )
     return answer(job, headers=applied(seconds))
 
 
@@ -188,6 +241,7 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
     },
 )
 async def results(
+    request: Request,
     service: ServiceDep,
     principal: Reader,
     job_id: str,
@@ -202,6 +256,14 @@ async def results(
         if total is None:
             raise no_such("job")
         page = await service.jobs.results(transaction, wanted, after=paging.decode_number(cursor), limit=limit)
+        await service.audit.record(
+            transaction,
+            principal,
+            request.scope["request_id"],
+            Action.RESULTS_READ,
+            jobs=[wanted],
+            details={"inputs": [page[0].input, page[-1].input]} if page else None,
+        )
     following = paging.encode(page[-1].input) if page and page[-1].input < total - 1 else None
     if format == "json":
         return answer(ResultPage(items=page, next_cursor=following))
@@ -220,6 +282,10 @@ async def cancel(request: Request, service: ServiceDep, principal: Writer, job_i
     wanted = parse_id(job_id, "job")
     async with service.database.transaction(principal.tenant_id) as transaction:
         cancelled = await service.jobs.cancel(transaction, wanted)
+        if cancelled:
+            await service.audit.record(
+                transaction, principal, request.scope["request_id"], Action.JOB_CANCELLED, jobs=[wanted]
+            )
     if cancelled:
         async with service.database.transaction(principal.tenant_id) as transaction:
             await service.tasks.cancel_open(transaction, wanted)
@@ -227,13 +293,6 @@ async def cancel(request: Request, service: ServiceDep, principal: Writer, job_i
         service.notices.tell(job_ended(wanted))
         log.info("job_cancelled", job_id=str(wanted))
     return await get(request, service, principal, job_id)
-
-
-def _wish(fields: Mapping[str, str]) -> PredictFields:
-    try:
-        return PredictFields.model_validate(fields)
-    except ValidationError as error:
-        raise problems.invalid(error) from None
 
 
 def _check_inputs(wish: JobSubmission, most: int) -> None:

@@ -8,7 +8,8 @@ from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
 from custody import idempotency, tenants
-from custody.wire import KeyList, KeyRequest, NewKey
+from custody.audit import Action
+from custody.wire import KeyList, KeyRequest, NewKey, Outcome
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
@@ -33,27 +34,50 @@ async def create(
     """The secret is in this answer and nowhere else, not even in a replay of it. The operator's admins may name another
     tenant."""
     wish = await body.read_json(request, KeyRequest, service.settings)
-    tenant = principal.tenant_id
+    tenant, request_id = principal.tenant_id, request.scope["request_id"]
     wanted = idempotency.fingerprint("POST /v1/keys", wish.model_dump(mode="json"), [])
     async with service.database.transaction(tenant) as transaction:
         if replay := await idempotency.begin(transaction, tenant, idempotency_key, wanted):
             known = await tenants.get_key(transaction, principal, replay.resource[0], wish.tenant)
+            await service.audit.record(
+                transaction, principal, request_id, Action.KEY_CREATED, outcome=Outcome.REPLAYED, keys=[known.id]
+            )
             return answer(NewKey(**known.model_dump(), secret=None), replay.status)
         key = await tenants.create_key(transaction, principal, wish.name, wish.role, wish.tenant)
         await idempotency.record(transaction, tenant, idempotency_key, status=201, resource=[key.id])
+        # In the tenant that the key opens as well: it is the operator who made it.
+        for receiver in sorted({principal.tenant, key.tenant}):
+            async with tenants.within(transaction, principal, receiver):
+                await service.audit.record(
+                    transaction,
+                    principal,
+                    request_id,
+                    Action.KEY_CREATED,
+                    keys=[key.id],
+                    names=[key.tenant],
+                    details={"role": key.role.value},
+                )
     return answer(key, 201, {"Cache-Control": "no-store"})
 
 
 @router.get("", response_model=KeyList, responses=problems.answers(*problems.KEYED, "forbidden"))
-async def list_keys(service: ServiceDep, principal: Admin) -> Response:
+async def list_keys(request: Request, service: ServiceDep, principal: Admin) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
-        return answer(KeyList(items=await tenants.list_keys(transaction, principal)))
+        keys = await tenants.list_keys(transaction, principal)
+        await service.audit.record(
+            transaction, principal, request.scope["request_id"], Action.KEY_LISTED, keys=[key.id for key in keys]
+        )
+    return answer(KeyList(items=keys))
 
 
 @router.delete("/{key_id}", status_code=204, responses=problems.answers(*problems.KEYED, "forbidden", "not_found"))
-async def revoke(service: ServiceDep, principal: Admin, key_id: str) -> Response:
+async def revoke(request: Request, service: ServiceDep, principal: Admin, key_id: str) -> Response:
     """From now on nobody gets an answer with it."""
     async with service.database.transaction(principal.tenant_id) as transaction:
-        if not await tenants.revoke_key(transaction, principal, parse_id(key_id, "key")):
+        revoked = parse_id(key_id, "key")
+        if not await tenants.revoke_key(transaction, principal, revoked):
             raise no_such("key")
+        await service.audit.record(
+            transaction, principal, request.scope["request_id"], Action.KEY_REVOKED, keys=[revoked]
+        )
     return Response(status_code=204)

@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from broker import problems
 from broker.access import Admin, Reader
 from broker.answers import answer
 from broker.service import ServiceDep
 from custody import models
+from custody.audit import Action
 from custody.errors import CustodyError
 from custody.wire import Model, ModelList
 
@@ -16,17 +17,20 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", response_model=ModelList, responses=problems.answers(*problems.KEYED))
-async def list_models(service: ServiceDep, principal: Reader) -> Response:
+async def list_models(request: Request, service: ServiceDep, principal: Reader) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
-        return answer(ModelList(items=await models.list_models(transaction)))
+        listed = await models.list_models(transaction)
+        await service.audit.record(transaction, principal, request.scope["request_id"], Action.MODEL_LISTED)
+    return answer(ModelList(items=listed))
 
 
 @router.get("/{name}", response_model=Model, responses=problems.answers(*problems.KEYED, "not_found"))
-async def get(service: ServiceDep, principal: Reader, name: str) -> Response:
+async def get(request: Request, service: ServiceDep, principal: Reader, name: str) -> Response:
     async with service.database.transaction(principal.tenant_id) as transaction:
         found = await models.list_models(transaction, _storable(name))
-    if not found:
-        raise _no_such_model()
+        if not found:
+            raise _no_such_model()
+        await service.audit.record(transaction, principal, request.scope["request_id"], Action.MODEL_SEEN, names=[name])
     return answer(found[0])
 
 
@@ -36,6 +40,7 @@ async def get(service: ServiceDep, principal: Reader, name: str) -> Response:
     responses=problems.answers(*problems.KEYED, "forbidden", "not_found", "invalid_request"),
 )
 async def retire(
+    request: Request,
     service: ServiceDep,
     principal: Admin,
     name: str,
@@ -45,6 +50,14 @@ async def retire(
     async with service.database.transaction(principal.tenant_id) as transaction:
         await models.retire(transaction, _storable(name), version)
         [model] = await models.list_models(transaction, name)
+        await service.audit.record(
+            transaction,
+            principal,
+            request.scope["request_id"],
+            Action.MODEL_RETIRED,
+            names=[name],
+            details=None if version is None else {"version": version},
+        )
     return answer(model)
 
 

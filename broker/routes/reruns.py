@@ -14,10 +14,12 @@ from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
 from broker.submission import ACCEPTED, admit, announce, answer_job
 from custody import idempotency, reruns
+from custody.audit import Action
 from custody.database import Transaction
 from custody.errors import CustodyError
 from custody.reruns import Match, Original, Walk
-from custody.wire import InputError, Job, Retried, RetryBatch, RetryRequest
+from custody.tenants import Principal
+from custody.wire import InputError, Job, Outcome, Retried, RetryBatch, RetryRequest
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -58,8 +60,17 @@ async def rerun(
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
         if not replay:
             original = await _original(transaction, repeated, only_failed=only is not None)
-            new_job = await _submit(request, service, admission, transaction, tenant, original)
+            new_job = await _submit(request, service, principal, admission, transaction, tenant, original)
             await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[new_job])
+        else:
+            await service.audit.record(
+                transaction,
+                principal,
+                request.scope["request_id"],
+                Action.JOB_RERUN,
+                outcome=Outcome.REPLAYED,
+                jobs=replay.resource,
+            )
     if replay:
         return await answer_job(request, service, tenant, replay.resource[0])
     announce(service, new_job, original.model, original.priority, len(original.inputs))
@@ -89,14 +100,23 @@ async def retry(
         # A walk whose first answer was lost is the same walk again.
         walk = walk or Walk(replay.began if replay else await reruns.now(transaction))
         matches = await reruns.matching(transaction, wish, walk)
-    done = await _retry_batch(request, service, walk, matches, dry_run=wish.dry_run)
+        # The order; what came of it has a receipt of its own in each job's tenant.
+        await service.audit.record(
+            transaction,
+            principal,
+            request.scope["request_id"],
+            Action.JOB_RETRIED,
+            outcome=Outcome.REPLAYED if replay else Outcome.DONE,
+            details={"all_tenants": wish.all_tenants, "dry_run": wish.dry_run},
+        )
+    done = await _retry_batch(request, service, principal, walk, matches, dry_run=wish.dry_run)
     over = len(done) == len(matches) < wish.limit
     following = None if over else paging.encode(Walk(walk.began, done[-1].job))
     return answer(RetryBatch(jobs=done, next_cursor=following))
 
 
 async def _retry_batch(
-    request: Request, service: Service, walk: Walk, matches: list[Match], *, dry_run: bool
+    request: Request, service: Service, principal: Principal, walk: Walk, matches: list[Match], *, dry_run: bool
 ) -> list[Retried]:
     """What came of each; fewer than were given where the batch ends early, but one at least.
 
@@ -109,7 +129,7 @@ async def _retry_batch(
         new_job, error = match.rerun, None
         if not dry_run:
             try:
-                new_job = await _retry(request, service, walk, match)
+                new_job = await _retry(request, service, principal, walk, match)
                 inputs += match.failed
             except CustodyError as refusal:
                 if refusal.kind.retryable:
@@ -121,14 +141,14 @@ async def _retry_batch(
     return done
 
 
-async def _retry(request: Request, service: Service, walk: Walk, match: Match) -> UUID:
+async def _retry(request: Request, service: Service, principal: Principal, walk: Walk, match: Match) -> UUID:
     """The job that reruns this one's failed inputs, made now or by another try of the same walk."""
     tenant = match.tenant_id
     async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
         if known := await reruns.rerun_since(transaction, match.job, walk.began):
             return known
         original = await _original(transaction, match.job, only_failed=True)
-        new_job = await _submit(request, service, admission, transaction, tenant, original)
+        new_job = await _submit(request, service, principal, admission, transaction, tenant, original)
     announce(service, new_job, original.model, original.priority, len(original.inputs))
     return new_job
 
@@ -143,6 +163,7 @@ async def _original(transaction: Transaction, job_id: UUID, *, only_failed: bool
 async def _submit(
     request: Request,
     service: Service,
+    principal: Principal,
     admission: Admission,
     transaction: Transaction,
     tenant: UUID,
@@ -151,4 +172,16 @@ async def _submit(
     await admit(service, admission, transaction, tenant, original.model, len(original.inputs))
     held = await service.files.hold_known(transaction, [each.sha256 for each in original.inputs])
     reruns.require_held(original, held)
-    return await reruns.submit(transaction, original, traceparent=request.scope["traceparent"])
+    new_job = await service.jobs.repeat(
+        transaction, original.job_id, [each.input for each in original.inputs], traceparent=request.scope["traceparent"]
+    )
+    await service.audit.record(
+        transaction,
+        principal,
+        request.scope["request_id"],
+        Action.JOB_RERUN,
+        jobs=[new_job, original.job_id],
+        sha256=sorted(held),
+        names=[original.model],
+    )
+    return new_job

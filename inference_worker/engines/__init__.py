@@ -42,6 +42,9 @@ class Engine(Protocol):
 
         Raises `EngineError` where the model cannot be used."""
 
+    version: str
+    """Of what computes, such as OpenVINO's: results tell it."""
+
     @property
     def description(self) -> ModelDescription: ...
 

@@ -24,6 +24,8 @@ class OpenVINOEngine:
     """See `Engine`. One network with a static shape, one stream, one InferRequest. Its input is the letterboxed
     picture as bytes: the conversion to floats of 0 to 1 is a part of the compiled network."""
 
+    version = ov.__version__.partition("-")[0]
+
     def __init__(self, model_path: Path, threads: int, precision: str) -> None:
         if precision not in PRECISIONS:
             raise EngineError(f"The precision {precision} is unknown to the openvino engine. Use one of: auto, f32.")

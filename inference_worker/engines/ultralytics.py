@@ -40,6 +40,7 @@ os.environ |= {
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
+    import ultralytics
     from ultralytics.models.yolo.classify import ClassificationPredictor
     from ultralytics.models.yolo.detect import DetectionPredictor
     from ultralytics.models.yolo.obb import OBBPredictor
@@ -76,6 +77,8 @@ LIKELIEST = 5
 
 class UltralyticsEngine:
     """See `Engine`. One predictor, which holds a lock while it works: a process of its own is what makes a slot."""
+
+    version: str = ultralytics.__version__
 
     def __init__(self, model_path: Path, threads: int, precision: str) -> None:
         if precision not in ("auto", "f32"):

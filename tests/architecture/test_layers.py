@@ -21,6 +21,8 @@ WRITE = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) wharf\.(\w+)")
 WRITERS = {
     "tenants": {"custody.tenants"},
     "api_keys": {"custody.tenants"},
+    "audit": {"custody.audit"},
+    "audit_objects": {"custody.audit"},
     "files": {"custody.cleanup", "custody.files"},
     "idempotency_keys": {"custody.cleanup", "custody.idempotency"},
     "jobs": {"custody.cleanup", "custody.jobs"},
@@ -30,9 +32,10 @@ WRITERS = {
     "models": {"custody.models"},
     "workers": {"custody.models"},
     "relays": {"custody.relays"},
-    "blobs": {"custody.cleanup"},
+    "blobs": {"custody.cleanup", "custody.integrity"},
     "suspects": {"custody.cleanup"},
     "cleanup_runs": {"custody.cleanup"},
+    "verify_runs": {"custody.integrity"},
     "installation": {"broker.maintenance.migrate", "custody.installation"},
     "migrations": {"broker.maintenance.migrate"},
 }

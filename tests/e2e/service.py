@@ -217,6 +217,15 @@ class Installation:
         more = {"WHARF_INSTANCE": name, "WHARF_HEALTH_PORT": str(free_port()), "WHARF_AMQP_URL": amqp_url, **settings}
         return self._part(name, ("relay",), "wharf_relay", more)
 
+    def cleanup(self, name: str, every_seconds: float, **settings: str) -> Part:
+        """Not started yet."""
+        more = {"WHARF_INSTANCE": name, "WHARF_HEALTH_PORT": str(free_port()), **settings}
+        return self._part(name, ("cleanup", "--every", f"{every_seconds:g}"), "wharf_cleanup", more)
+
+    def verify(self, *arguments: str, **settings: str) -> Part:
+        """Not started yet."""
+        return self._part("verify", ("verify", *arguments), "wharf_cleanup", {"WHARF_HEALTH_PORT": "0", **settings})
+
     def stop(self) -> None:
         for part in reversed(self._parts):
             part.stop()

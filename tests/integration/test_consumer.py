@@ -16,8 +16,8 @@ from custody.transport.embedded import EmbeddedTransport
 from custody.wire import JobState, Priority, Timings
 from inference_worker.consumer import Consumer, backoff_seconds
 from inference_worker.metrics import WorkerMetrics
-from inference_worker.outcomes import Done, Failed, Outcome, Retry, Work
-from tests.support.domain import DETECTIONS, MODEL, POOL, Domain
+from inference_worker.outcomes import Corrupt, Done, Failed, Outcome, Retry, Work
+from tests.support.domain import DETECTIONS, ENGINE, MODEL, POOL, Domain
 
 DONE = Done(DETECTIONS, 40, 30, read_ms=1, decode_ms=2, infer_ms=3)
 
@@ -42,6 +42,7 @@ class Worker:
         lease_seconds: float = 30.0,
         transport: type[EmbeddedTransport] = EmbeddedTransport,
         kind_of_tasks: type[Tasks] = Tasks,
+        verified_share: float = 0.0,
     ):
         tasks = kind_of_tasks(lease_seconds=lease_seconds, max_attempts=3)
         consumer = Consumer(
@@ -53,6 +54,8 @@ class Worker:
             run_in_slot=run_in_slot,
             has_slots=lambda: True,
             model=MODEL,
+            engine=ENGINE,
+            verified_share=verified_share,
             slots=slots,
             prefetch=prefetch,
             drain_seconds=drain_seconds,
@@ -112,6 +115,74 @@ async def test_a_picture_that_is_done_becomes_a_result_and_ends_its_job(domain, 
     assert (domain.volume.root / work.path).read_bytes() == b"a picture"
     assert (work.media_type, work.orientation, work.parameters) == ("image/png", 1, result.parameters)
     assert worker.counted("succeeded") == 1
+
+
+@pytest.mark.parametrize(("share", "verified"), [(0.0, False), (1.0, True)])
+async def test_a_result_says_what_it_was_computed_from_and_with(domain, acme, worker, share, verified):
+    kept = await domain.keep(acme, b"a picture")
+    job = await domain.submit_on(acme, [kept.files[0].id])
+    seen: list[Work] = []
+
+    async def look(work: Work) -> Outcome:
+        seen.append(work)
+        return DONE
+
+    async with worker.running(look, verified_share=share):
+        [result] = (await until_ended(domain, acme, job)).results
+    assert (result.verified, result.engine, result.model) == (verified, ENGINE, MODEL)
+    assert (seen[0].verify, seen[0].sha256) == (verified, kept.files[0].sha256)
+
+
+async def test_a_sample_of_the_pictures_is_verified(domain, acme, worker):
+    job = await domain.submit(acme, 100)
+
+    async def look(work: Work) -> Outcome:
+        return DONE
+
+    async with worker.running(look, verified_share=0.5):
+        ended = await until_ended(domain, acme, job)
+    assert 10 < sum(result.verified for result in ended.results) < 90  # 1 in 10^16 is outside
+
+
+async def test_damaged_bytes_end_the_task_for_good_and_are_quarantined(domain, acme, worker):
+    job = await domain.submit(acme)
+
+    async def look(work: Work) -> Outcome:
+        return Corrupt("They are others.")
+
+    async with worker.running(look):
+        [result] = (await until_ended(domain, acme, job)).results
+    assert (result.state, result.error.code, result.attempts) == ("unprocessable", "file_corrupt", 1)
+    assert domain.blob(result.sha256)["state"] == "quarantined"
+    assert domain.blob(result.sha256)["fault"] == "corrupt"
+    assert domain.bytes_of(bytes.fromhex(result.sha256)) is not None
+
+
+async def test_bytes_that_were_replaced_while_a_worker_read_them_are_read_again(domain, acme, worker):
+    content = b"bytes that are healed"
+    kept = await domain.keep(acme, content)
+    job = await domain.submit_on(acme, [kept.files[0].id])
+    answers: list[Outcome] = [Corrupt("They are others."), DONE]
+
+    async def look(work: Work) -> Outcome:
+        if len(answers) == 2:
+            await domain.change("UPDATE wharf.blobs SET state = 'quarantined', fault = 'corrupt'")
+            await domain.keep(acme, content)
+        return answers.pop(0)
+
+    async with worker.running(look):
+        [result] = (await until_ended(domain, acme, job)).results
+    assert (result.state, result.attempts) == ("succeeded", 2)
+    assert domain.blob(result.sha256)["state"] == "present"
+
+
+async def test_a_worker_that_lost_the_task_quarantines_nothing(domain, acme, worker):
+    job = await domain.submit(acme)
+    [claim] = await domain.claim()
+    await domain.cancel(acme, job)
+    async with domain.worker.transaction() as transaction:
+        assert not await domain.tasks.report_corrupt(transaction, claim)
+    assert domain.blob(claim.sha256.hex())["state"] == "present"
 
 
 async def test_a_picture_that_can_never_work_fails_at_once_with_its_code(domain, acme, worker):

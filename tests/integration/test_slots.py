@@ -1,6 +1,7 @@
 """Real slots: processes that hold a real engine, killed and hung by the pictures they are given."""
 
 import asyncio
+import hashlib
 import os
 import signal
 import subprocess
@@ -67,7 +68,11 @@ async def running(volume: Path, count: int, **settings: object) -> AsyncIterator
 def work(volume: Path, colour: tuple[int, int, int] = GREY, *, width: int = 96, **parameters: float) -> Work:
     name = f"{new_id()}.jpg"
     Image.new("RGB", (width, 64), colour).save(volume / name, "JPEG")
-    return Work(new_id(), name, "image/jpeg", 1, Parameters(**parameters))
+    return Work(new_id(), name, "image/jpeg", 1, Parameters(**parameters), digest(volume / name), verify=True)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def children(process: int | None = None) -> list[psutil.Process]:
@@ -83,7 +88,8 @@ async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 async def test_slots_describe_their_model_and_answer(volume: Path) -> None:
     two = slots(volume, 2)
-    assert await two.start() == ModelDescription("detect", ("red", "green", "blue"), 96, 64)
+    ready = await two.start()
+    assert ready.model == ModelDescription("detect", ("red", "green", "blue"), 96, 64)
     assert two.ready_count == len(children()) == 2
     outcome = await two.run(work(volume, width=192))
     assert isinstance(outcome, Done)
@@ -242,7 +248,7 @@ async def main(volume, picture):
     slots = Slots(2, engine={engine!r}, model_path=volume / "model.onnx", volume_root=volume, threads=1,
                   precision="f32", max_pixels=10_000, read_patience_seconds=0.1, time_limit_seconds=600)
     await slots.start()
-    hanging = asyncio.create_task(slots.run(Work(UUID(int=1), picture, "image/jpeg", 1, Parameters())))
+    hanging = asyncio.create_task(slots.run(Work(UUID(int=1), picture, "image/jpeg", 1, Parameters(), "", False)))
     await asyncio.sleep(0.1)
     print("hanging", flush=True)
     await hanging

@@ -46,6 +46,8 @@ def test_a_broker_killed_during_an_upload_leaves_a_true_database_and_a_clean_vol
     assert_every_promise_is_kept(installation)
     committed = [str(row["id"]) for row in rows(installation, "SELECT id FROM wharf.files")]
     assert len(committed) == (step == COMMITTED)
+    receipts = rows(installation, "SELECT action, files FROM wharf.audit")
+    assert [str(file) for receipt in receipts for file in receipt["files"]] == committed
 
     with broker(installation, key, ["-m", "wharfinger", "broker"]) as (_, client):
         assert staged_files(installation.volume) == []

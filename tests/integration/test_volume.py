@@ -33,7 +33,7 @@ async def test_what_is_written_in_any_pieces_is_staged_hashed_and_read_again(vol
         assert staged.path.read_bytes() == content
         await volume.keep(staged)
     assert staged_files(volume.root) == []
-    descriptor = await volume.open(staged.sha256)
+    descriptor = await volume.open(staged.sha256, staged.size)
     try:
         assert await volume.read(descriptor, 0, size) == content
         assert await volume.read(descriptor, size - 1, 10) == content[-1:]
@@ -113,7 +113,7 @@ async def test_a_volume_that_cannot_be_written_or_read_is_told(volume, tmp_path)
     await volume.check_writable()
     assert staged_files(volume.root) == []
     volume = Volume(tmp_path / "not mounted", instance="broker")
-    for call in (volume.check_writable(), volume.open(sha256(b"unknown").digest())):
+    for call in (volume.check_writable(), volume.open(sha256(b"unknown").digest(), 7)):
         with pytest.raises(CustodyError) as told:
             await call
         assert (told.value.code, told.value.kind.retryable) == ("volume_unavailable", True)

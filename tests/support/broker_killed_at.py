@@ -17,6 +17,7 @@ from typing import Any
 from broker.command import broker
 from broker.metrics import BrokerMetrics
 from custody import volume
+from custody.audit import Audit
 from custody.files import Files
 from custody.volume import Staging, Volume
 
@@ -30,6 +31,7 @@ STEPS: Mapping[str, Callable[[], None]] = MappingProxyType(
         "the folder is synced": lambda: die_after(volume, "_place"),
         "the blob is present, the file not yet a row": lambda: die_before(Files, "_add"),
         "every row is written, none committed": lambda: die_after(Files, "keep"),
+        "the receipt is written, nothing committed": lambda: die_after(Audit, "record"),
         "all is committed, nothing answered": lambda: die_before(BrokerMetrics, "count"),
     }
 )

@@ -16,11 +16,12 @@ from custody.ids import new_id
 from custody.jobs import Jobs
 from custody.tasks import Claim, Tasks
 from custody.volume import Volume, blob_path
-from custody.wire import Box, Detection, Job, JobInput, ModelReference, Parameters, Priority, Timings
+from custody.wire import Box, Detection, EngineReference, Job, JobInput, ModelReference, Parameters, Priority, Timings
 
 POOL = "digits"
 MODEL = ModelReference(name=POOL, version=1, digest="ab" * 32)
 MEDIA = Media("image/png", 40, 30, 1)
+ENGINE = EngineReference(name="openvino", version="2026.1")
 TIMINGS = Timings(queue=1, read=2, decode=3, infer=4)
 DETECTIONS = [Detection(class_id=5, label="5", confidence=0.5, box=Box(x1=1, y1=2, x2=3, y2=4))]
 
@@ -181,6 +182,10 @@ class Domain:
     def task_states(self, job: UUID) -> list[str]:
         found = self.rows("SELECT state FROM wharf.tasks WHERE job_id = %s ORDER BY input", [job])
         return [row["state"] for row in found]
+
+    def blob(self, sha256: str) -> dict[str, Any]:
+        [row] = self.rows("SELECT * FROM wharf.blobs WHERE sha256 = decode(%s, 'hex')", [sha256])
+        return row
 
     def bytes_of(self, sha256: bytes) -> bytes | None:
         path = self.installation.volume / blob_path(sha256)

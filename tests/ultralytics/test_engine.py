@@ -380,7 +380,7 @@ def test_a_model_for_another_task_is_refused_with_the_tasks_there_are(tmp_path: 
 def test_a_panorama_is_classified_as_ultralytics_does(weights: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "panorama.jpg").write_bytes(jpeg(scene(4000, 500)))
     engine = UltralyticsEngine(weights["classify"], 1, "auto")
-    work = Work(new_id(), "panorama.jpg", "image/jpeg", 1, Parameters())
+    work = Work(new_id(), "panorama.jpg", "image/jpeg", 1, Parameters(), "", verify=False)
     outcome = Pipeline(tmp_path, engine, max_pixels=10_000_000).run(work)
     assert isinstance(outcome, Done)
     whole = decode((tmp_path / "panorama.jpg").read_bytes(), "image/jpeg", 1)
@@ -398,7 +398,7 @@ def test_a_picture_without_memory_is_tried_again(
 ) -> None:
     engine = UltralyticsEngine(weights["detect"], 1, "f32")
     (tmp_path / "scene.jpg").write_bytes(jpeg(scene(64, 64)))
-    work = Work(new_id(), "scene.jpg", "image/jpeg", 1, Parameters())
+    work = Work(new_id(), "scene.jpg", "image/jpeg", 1, Parameters(), "", verify=False)
     pipeline = Pipeline(tmp_path, engine, max_pixels=10_000)
     with monkeypatch.context() as patched:
         patched.setattr(engine._predictor, "inference", raising(fault))
@@ -427,7 +427,7 @@ def raising(fault: Exception) -> Any:
 
 async def test_a_slot_answers_for_every_task(weights: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "scene.jpg").write_bytes(jpeg(scene(3240, 4320)))
-    work = Work(new_id(), "scene.jpg", "image/jpeg", 1, LIVELY)
+    work = Work(new_id(), "scene.jpg", "image/jpeg", 1, LIVELY, "", verify=False)
     for task in ("segment", "classify"):
         slots = Slots(
             2,
@@ -441,7 +441,7 @@ async def test_a_slot_answers_for_every_task(weights: dict[str, Path], tmp_path:
             time_limit_seconds=30.0,
         )
         try:
-            assert await slots.start() == ModelDescription(task, tuple(NAMES.values()), SIDE, SIDE)
+            assert (await slots.start()).model == ModelDescription(task, tuple(NAMES.values()), SIDE, SIDE)
             first, second = await asyncio.gather(slots.run(work), slots.run(work))
             assert isinstance(first, Done)
             assert isinstance(second, Done)

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import threading
 import time
@@ -11,7 +12,7 @@ from PIL import Image
 from custody.wire import Box, Detection, Parameters
 from inference_worker.decode import Picture
 from inference_worker.engines import ModelDescription
-from inference_worker.outcomes import Done, Failed, Outcome, Retry, Unprocessable, Work
+from inference_worker.outcomes import Corrupt, Done, Failed, Outcome, Retry, Unprocessable, Work
 from inference_worker.pipeline import Pipeline
 
 DETECTION = Detection(class_id=0, label="page", confidence=0.5, box=Box(x1=1, y1=2, x2=3, y2=4))
@@ -42,8 +43,14 @@ def run(
     orientation: int = 1,
     exact: bool = False,
     patience: float = 0.0,
+    uploaded: bytes | None = None,
+    verify: bool = False,
 ) -> Outcome:
-    work = Work(UUID(int=1), path, "image/jpeg", orientation, Parameters(conf=0.4))
+    """`uploaded`: what was taken into custody, where something else lies there now."""
+    if uploaded is None:
+        uploaded = (root / path).read_bytes() if (root / path).is_file() else b""
+    sha256 = hashlib.sha256(uploaded).hexdigest()
+    work = Work(UUID(int=1), path, "image/jpeg", orientation, Parameters(conf=0.4), sha256, verify)
     pipeline = Pipeline(root, engine, max_pixels=10_000, exact=exact, read_patience_seconds=patience)
     return pipeline.run(work)
 
@@ -159,3 +166,43 @@ def test_lack_of_memory_is_no_fault_of_the_picture(tmp_path: Path) -> None:
     outcome = run(tmp_path, ScriptedEngine(exhaust))
     assert isinstance(outcome, Retry)
     assert outcome.code == "worker_crashed"
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    """One bit is another."""
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+def test_a_flipped_bit_is_found_before_anything_is_decoded(tmp_path: Path) -> None:
+    uploaded = jpeg()
+    (tmp_path / "a.jpg").write_bytes(flipped(uploaded, uploaded.index(b"JFIF") + 9))  # its density: no pixel differs
+    engine = ScriptedEngine()
+    assert isinstance(run(tmp_path, engine, uploaded=uploaded), Done)
+    engine.seen.clear()
+    assert isinstance(run(tmp_path, engine, uploaded=uploaded, verify=True), Corrupt)
+    assert engine.seen == []
+
+
+def test_bytes_that_are_as_uploaded_pass(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    assert isinstance(run(tmp_path, ScriptedEngine(), verify=True), Done)
+
+
+def test_what_cannot_be_decoded_is_compared_also_where_nobody_asked(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg()[:-100])
+    assert isinstance(run(tmp_path, ScriptedEngine(), uploaded=jpeg()), Corrupt)
+    assert isinstance(run(tmp_path, ScriptedEngine()), Unprocessable)
+
+
+def test_a_part_of_a_file_that_is_seen_for_a_moment_is_no_damage(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    whole, reads = Path.read_bytes, []
+
+    def first_in_part(path: Path) -> bytes:
+        reads.append(path)
+        return whole(path)[: None if len(reads) > 1 else 100]
+
+    uploaded = jpeg()
+    monkeypatch.setattr(Path, "read_bytes", first_in_part)
+    assert isinstance(run(tmp_path, ScriptedEngine(), uploaded=uploaded, verify=True), Done)
+    assert len(reads) == 2

@@ -14,14 +14,15 @@ from inference_worker.lines import (
     write_answer,
     write_work,
 )
-from inference_worker.outcomes import Done, Failed, Retry, Unprocessable, Work
+from inference_worker.outcomes import Corrupt, Done, Failed, Retry, Unprocessable, Work
 
 DETECTION = Detection(class_id=5, label="bus ü\n", confidence=0.94, box=Box(x1=3.1, y1=228.9, x2=795.6, y2=729.4))
 TIMINGS = {"read_ms": 0.1, "decode_ms": 2.5, "infer_ms": 30.0}
 
 
 def test_work_survives_the_line() -> None:
-    work = Work(UUID(int=7), "blobs/a b\n/ü", "image/jpeg", 6, Parameters(conf=0.3, iou=0.5, max_detections=7))
+    parameters = Parameters(conf=0.3, iou=0.5, max_detections=7)
+    work = Work(UUID(int=7), "blobs/a b\n/ü", "image/jpeg", 6, parameters, "ab" * 32, verify=True)
     line = write_work(work)
     assert line.count(b"\n") == 1
     assert read_work(line) == work
@@ -30,12 +31,14 @@ def test_work_survives_the_line() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        Ready(ModelDescription("detect", ("person", "bus"), 640, 480)),
+        Ready(ModelDescription("detect", ("person", "bus"), 640, 480), "2026.1"),
+        Ready(ModelDescription("detect", (), 640, 480), None),
         Refused("no such\nmodel"),
         Done([DETECTION], 810, 1080, **TIMINGS),
         Done([], 1, 1, **TIMINGS),
         Failed("inference_failed", "line one\nline two"),
         Unprocessable("undecodable_image", ""),
+        Corrupt("other\nbytes"),
         Retry("file_unreadable", "ENOENT"),
     ],
 )

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -29,7 +28,7 @@ def broken_promises(ledger: Ledger, service: Service) -> list[Violation]:
         _open_work(service),
         _doubles(ledger, service),
         _results(service),
-        _left_over(service),
+        (Violation("left over", what) for what in left_over(service)),
         _bytes(service),
     )
     return list(found)
@@ -45,10 +44,19 @@ def shortened(violations: Sequence[Violation]) -> list[str]:
     return lines
 
 
-def orphans(service: Service) -> list[Path]:
-    """Bytes in the tree that no row knows: what the sweep is there for."""
+def left_over(service: Service) -> list[str]:
+    """What the processes, a cleanup among them, clear away by themselves in the end: uploads in progress, bytes that no
+    row knows, and rows of bytes that nobody refers to."""
+    in_progress = [path for folder in ("staging", "dropped") for path in (service.volume / folder).iterdir()]
     known = {str(sha256) for (sha256,) in service.ask("SELECT encode(sha256, 'hex') FROM wharf.blobs")}
-    return sorted(path for path in (service.volume / "blobs").rglob("*") if path.is_file() and path.name not in known)
+    strays = [path for path in (service.volume / "blobs").rglob("*") if path.is_file() and path.name not in known]
+    unwanted = service.ask(
+        "SELECT encode(sha256, 'hex'), state FROM wharf.blobs b WHERE state <> 'present' OR"
+        " NOT EXISTS (SELECT FROM wharf.files f WHERE f.sha256 = b.sha256)"
+        " AND NOT EXISTS (SELECT FROM wharf.tasks t WHERE t.sha256 = b.sha256 AND t.ended_at IS NULL)"
+    )
+    paths = [str(path.relative_to(service.volume)) for path in sorted([*in_progress, *strays])]
+    return [*paths, *(f"blob {sha256} ({state}), to which nothing refers" for sha256, state in unwanted)]
 
 
 def bugs_told(site: Site) -> Iterator[Violation]:
@@ -133,12 +141,6 @@ def _results(service: Service) -> Iterator[Violation]:
         " WHERE (t.state = 'succeeded') <> (r.attempt IS NOT NULL) OR r.attempt <> t.attempt"
     ):
         yield Violation("wrong", f"task {task} is {state} in attempt {attempt}, its result is of attempt {stored}")
-
-
-def _left_over(service: Service) -> Iterator[Violation]:
-    for folder in ("staging", "dropped"):
-        for path in sorted((service.volume / folder).iterdir()):
-            yield Violation("left over", f"{folder}/{path.name}")
 
 
 def _bytes(service: Service) -> Iterator[Violation]:

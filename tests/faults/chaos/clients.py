@@ -87,7 +87,7 @@ class Client:
             (self.predict, 8),
             (self.upload, 5),
             (self.submit, 5),
-            (self.delete, 3),
+            (self.delete, 4),
             (self.cancel, 2),
             (self.rerun, 2),
             (self.send_again, 2),
@@ -292,7 +292,7 @@ class Client:
             job.ended = state
 
     def _picture(self) -> Pictured:
-        if self._commons and self._dice.random() < 0.1:
+        if self._commons and self._dice.random() < 0.2:
             return self._dice.choice(list(self._commons))
         return new_picture(self._dice)
 

@@ -31,7 +31,6 @@ def table_of_promises(account: Account) -> Table:
         "lost": kinds.count("lost"),
         "duplicated": kinds.count("duplicated"),
         "other violations": sum(kind not in ("lost", "duplicated") for kind in kinds),
-        "orphans": account.orphans,
     }
     table.add_column("count", justify="right")
     for name, count in counts.items():

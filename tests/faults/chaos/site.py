@@ -33,6 +33,7 @@ AGAIN_SECONDS = 0.5
 """What ends by itself is started again after so long, as Kubernetes does it."""
 GIVEN_UP_SECONDS = 5
 """A Postgres that does not answer for so long, though it could, has ended."""
+CLEANUP_SECONDS = 1
 EACH = 2
 DECLARED_SECONDS = 3
 
@@ -48,6 +49,12 @@ SETTINGS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "WHARF_ENGINE": FINGERPRINT_ENGINE,
             "WHARF_SLOTS": "1",
             "WHARF_TASK_SECONDS": "15",
+        },
+        "cleanup": {
+            "WHARF_CLEANUP_GRACE_SECONDS": "1",
+            "WHARF_STAGING_HOURS": str(5 / 3600),
+            "WHARF_SWEEP_HOURS": str(10 / 3600),
+            "WHARF_MAX_ORPHAN_FRACTION": "1",
         },
     }
 )
@@ -99,8 +106,10 @@ class Site:
             stack.callback(installation.stop)
             self.service = installation.migrate()
             for number in range(1, EACH + 1):
-                for kind in ("broker", "relay", "worker"):
+                for kind in SETTINGS:
                     self.members.append(self._member(stack, installation, kind, f"{kind}-{number}"))
+            # Before their links go.
+            stack.callback(installation.stop)
             for member in self.members:
                 start_worker(member.part) if member.kind != "broker" else None
                 member.wanted = True
@@ -226,6 +235,8 @@ class Site:
             part = installation.broker(name, **settings, WHARF_INSTANCE=name, WHARF_PORT=str(port))
             clients = stack.enter_context(Proxy(port))
             return Member(kind, part, {"postgres": postgres, "clients": clients})
+        if kind == "cleanup":
+            return Member(kind, installation.cleanup(name, CLEANUP_SECONDS, **settings), {"postgres": postgres})
         rabbitmq = stack.enter_context(Proxy(self.node.port))
         queue = through(self.node.url(), rabbitmq.port)
         if kind == "relay":

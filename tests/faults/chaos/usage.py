@@ -23,6 +23,10 @@ MORE_CONNECTIONS = EACH
 """With RabbitMQ, and as many channels."""
 
 
+SILENT_SECONDS = 5
+"""Whoever has a transaction open and says nothing for longer has forgotten it."""
+
+
 @dataclass(frozen=True)
 class Usage:
     """Of a process and its children. `forlorn`: descriptors of removed files, and of connections that the other side
@@ -38,7 +42,7 @@ class Usage:
 @dataclass(frozen=True)
 class Moment:
     """`usages`: by the name of the process; `sessions`: with PostgreSQL, by role; `in_transaction`: those of them that
-    left a transaction open; `connections`, `channels` and `messages`: of RabbitMQ."""
+    have forgotten a transaction; `connections`, `channels` and `messages`: of RabbitMQ."""
 
     usages: Mapping[str, Usage]
     sessions: Mapping[str, int]
@@ -50,8 +54,10 @@ class Moment:
 
 def look(site: Site) -> Moment:
     sessions = site.service.ask(
-        "SELECT usename::text, count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%%')"
-        " FROM pg_stat_activity WHERE usename LIKE 'wharf%%' GROUP BY usename"
+        "SELECT usename::text, count(*), count(*) FILTER ("
+        "  WHERE state LIKE 'idle in transaction%%' AND state_change < now() - make_interval(secs => %s))"
+        " FROM pg_stat_activity WHERE usename LIKE 'wharf%%' GROUP BY usename",
+        SILENT_SECONDS,
     )
     return Moment(
         {member.part.name: _usage(member) for member in site.members},
@@ -81,7 +87,7 @@ def leaks(before: Moment, after: Moment) -> Iterator[Violation]:
         if count > before.sessions.get(role, 0) + MORE_SESSIONS:
             yield Violation("leaked", f"{role} has {count} sessions, and had {before.sessions.get(role, 0)}")
     if after.in_transaction:
-        yield Violation("leaked", f"{after.in_transaction} sessions have a transaction open, and nothing to do")
+        yield Violation("leaked", f"{after.in_transaction} sessions have forgotten a transaction")
     for what, had, has in (
         ("connections", before.connections, after.connections),
         ("channels", before.channels, after.channels),

@@ -1,0 +1,16 @@
+"""The mark that shows that database and volume were not put back to different moments."""
+
+from custody import installation
+from custody.database import Database
+from custody.ids import new_id
+from custody.removal import Removal
+
+
+async def leave_mark(database: Database, removal: Removal) -> None:
+    """A new one on both: from now on they belong together as they are."""
+    mark = new_id()
+    async with database.transaction() as transaction:
+        await installation.announce_mark(transaction, mark)
+    await removal.write_mark(mark)
+    async with database.transaction() as transaction:
+        await installation.settle_mark(transaction, mark)
