@@ -24,7 +24,10 @@ from psycopg.rows import dict_row
 
 from broker.maintenance import cleanup as cleanup_module
 from broker.maintenance.cleanup import Cleanup, Rules
-from custody import reruns, volume
+from broker.maintenance.verify import verification
+from broker.maintenance.verify.pace import Pace
+from broker.maintenance.verify.verification import Verification
+from custody import erasure, reruns, volume
 from custody.cleanup import Retention
 from custody.database import Database
 from custody.errors import CustodyError
@@ -46,6 +49,9 @@ WATCHED = "WHARF_PROTOCOL_SECONDS" in os.environ
 
 ACTORS_AT_ONCE = 8
 ACTORS = 40
+SLEEPY = 0.05
+"""How often, when it is somebody's turn, he sleeps instead."""
+
 PATIENCE = 80
 """How often a reader asks again for bytes that do not appear: longer than a host of the NFS model remembers."""
 
@@ -59,6 +65,7 @@ class Mode:
     crashes: float = 0.0
     lost: float = 0.0
     nfs: bool = False
+    damage: bool = False
 
     @property
     def may_refuse(self) -> bool:
@@ -69,6 +76,7 @@ MODES = {
     "undisturbed": Mode(),
     "crashes": Mode(crashes=0.02),
     "lost-sessions": Mode(crashes=0.01, lost=0.02),
+    "damage": Mode(crashes=0.01, damage=True),
     "nfs": Mode(nfs=True),
     "nfs-crashes": Mode(crashes=0.015, lost=0.01, nfs=True),
 }
@@ -98,6 +106,8 @@ class Ledger:
     let_go: set[UUID] = field(default_factory=set)
     offered: set[tuple[UUID, bytes]] = field(default_factory=set)
     jobs: dict[UUID, UUID] = field(default_factory=dict)
+    taken_back: set[tuple[UUID, bytes]] = field(default_factory=set)
+    being_purged: Counter[tuple[UUID, bytes]] = field(default_factory=Counter)
     old_jobs: set[UUID] = field(default_factory=set)
     cancelled: set[UUID] = field(default_factory=set)
     succeeded: set[UUID] = field(default_factory=set)
@@ -131,10 +141,14 @@ class World:
         self.outcomes: Counter[str] = Counter()
         self.violations: list[str] = []
         self.removal_was_disturbed = False
+        self.damaged: set[bytes] = set()
+        self.ever_damaged: set[bytes] = set()
         self.cleaners: list[Actor] = []
         self.volumes: list[ActorVolume] = []
         self.tasks = Tasks(lease_seconds=300, max_attempts=3)
-        self.contents = CONTENTS[: self.random.randint(1, len(CONTENTS))]
+        self.contents = CONTENTS[: self.random.choice((1, 1, 1, 2, 2, 3))]
+        self._restless = self.random.choice((0.05, 0.2, 0.5, 1.0))
+        self._asleep: dict[Actor, int] = {}
         self._made = 0
         hosts = ("broker-1", "broker-2", "worker-1", "worker-2", "cleanup-1", "cleanup-2")
         vices = Vices()
@@ -143,6 +157,9 @@ class World:
             for name in hosts
         }
         self.kinds: list[tuple[str, str, int, Callable[[Volume], Coroutine[Any, Any, None]]]] = [
+            ("damage", "broker", 2 if mode.damage else 0, self.damage),
+            ("verify", "cleanup", 3 if mode.damage else 0, self.verify),
+            ("purge", "broker", 2, self.purge),
             ("upload", "broker", 6, self.upload),
             ("upload-known", "broker", 2, self.upload_known),
             ("delete", "broker", 5, self.delete),
@@ -162,9 +179,9 @@ class World:
 
     def start(self, kind: str | None = None) -> None:
         weights = [weight if kind in (None, name) else 0 for name, _, weight, _ in self.kinds]
-        if self._is_cleaning():
-            # A second cleanup is kept out by a lock that its process holds.
-            weights = [0 if name == "clean" else weight for (name, *_), weight in zip(self.kinds, weights, strict=True)]
+        # A second cleanup is kept out by a lock that its process holds; so is a second verification.
+        alone = {actor.name.split("-")[0] for actor in self.scheduler.actors if not actor.done} & {"clean", "verify"}
+        weights = [0 if name in alone else weight for (name, *_), weight in zip(self.kinds, weights, strict=True)]
         name, host, _, act = self.random.choices(self.kinds, weights)[0]
         self._made += 1
         actor = Actor(f"{name}-{self._made}", self._hosts[f"{host}-{self.random.randint(1, 2)}"])
@@ -213,6 +230,38 @@ class World:
                 async with self.api.transaction(tenant) as transaction:
                     await Files(mount).delete(transaction, file)
 
+    async def purge(self, mount: Volume) -> None:
+        """A tenant takes back all that it has of some bytes."""
+        tenant, content = self.random.choice(self.tenants), self.random.choice(self.contents)
+        digest = sha256(content).digest()
+        self.ledger.taken_back.add((tenant, digest))
+        self.ledger.being_purged[tenant, digest] += 1
+        try:
+            async with self.api.transaction(tenant) as transaction:
+                purged = await erasure.purge_content(transaction, digest, gone_within=60)
+        finally:
+            self.ledger.let_go |= {file for file, held in self.ledger.files.items() if held == (tenant, digest)}
+            self.ledger.being_purged[tenant, digest] -= 1
+        for job in purged.jobs if purged else ():
+            async with self.api.transaction(tenant) as transaction:
+                await Jobs().finish(transaction, job)
+
+    async def damage(self, mount: Volume) -> None:
+        """The disk loses bytes, or holds others."""
+        content = self.random.choice(self.contents)
+        digest = sha256(content).digest()
+        place = self.root / blob_path(digest)
+        if place.exists():
+            self.damaged.add(digest)
+            self.ever_damaged.add(digest)
+            place.unlink()
+            if wrong := self.random.choice((b"", b"other", content[:-1] + b"!")):
+                place.write_bytes(wrong)
+
+    async def verify(self, mount: Volume) -> None:
+        quick = self.random.random() < 0.3
+        await Verification(self.cleanup, mount, Pace(1e12), quick=quick, keep_seconds=0).run()
+
     async def expire(self, mount: Volume) -> None:
         """Time passes for one file; another is pinned, or let loose."""
         if known := self._file():
@@ -230,13 +279,13 @@ class World:
             async with self.api.transaction(tenant) as transaction:
                 file = await Files(mount).get(transaction, file_id)
             if file is None:
-                if tenant == owner and file_id not in self.ledger.let_go:
+                if tenant == owner and not self._may_go(file_id):
                     self.violations.append(f"file {file_id} was acknowledged, and is not there")
                 continue
             if tenant != owner:
                 self.violations.append(f"{tenant} sees the file of {owner}")
             digest = bytes.fromhex(file.sha256)
-            await self._read(mount, digest, lambda: file_id not in self.ledger.let_go)
+            await self._read(mount, digest, lambda: not self._may_go(file_id))
 
     async def submit(self, mount: Volume) -> None:
         tenant = self.random.choice(self.tenants)
@@ -272,7 +321,8 @@ class World:
                 return
             held = await Files(mount).hold_known(transaction, [each.sha256 for each in original.inputs])
             reruns.require_held(original, held)
-            new_job = await reruns.submit(transaction, original)
+            inputs = [each.input for each in original.inputs]
+            new_job = await Jobs().repeat(transaction, original.job_id, inputs)
         self.ledger.jobs[new_job] = tenant
 
     async def cancel(self, mount: Volume) -> None:
@@ -298,7 +348,10 @@ class World:
                 limit=self.random.randint(1, 2),
             )
         for claim in claims:
-            await self._read(mount, claim.sha256, lambda claim=claim: self._holds(claim))
+            content = await self._read(mount, claim.sha256, lambda claim=claim: self._holds(claim))
+            if content is not None and content != DIGESTS[claim.sha256]:
+                async with self.worker.transaction() as transaction:
+                    await self.tasks.report_corrupt(transaction, claim)
             await self._end(claim)
 
     async def _end(self, claim: Claim) -> None:
@@ -339,8 +392,11 @@ class World:
             for path in (self.root / folder).iterdir():
                 if path.name.split(".")[0] not in living:
                     _make_old(path)
+        uploading = any(name.startswith("upload-") for name in living)
         for path in self._tree():
-            _make_old(path)
+            # Of the other names nothing tells whose they are.
+            if not uploading or "." not in path.name:
+                _make_old(path)
         ended = self._ask("SELECT id FROM wharf.jobs WHERE state <> 'open' ORDER BY id")
         if ended:
             old = self.random.choice(ended)["id"]
@@ -354,9 +410,19 @@ class World:
 
     def rules(self, grace: timedelta | None, staging: timedelta = timedelta(hours=24)) -> Rules:
         retention = Retention(files=timedelta(days=30), jobs=timedelta(days=90))
-        return Rules(retention=retention, grace=grace, staging=staging, orphan_fraction=1.0)
+        return Rules(
+            retention=retention,
+            receipt_days=90,
+            grace=grace,
+            staging=staging,
+            orphan_fraction=1.0,
+            quarantine=timedelta(0),
+        )
 
     # What they have in common
+
+    def _may_go(self, file: UUID) -> bool:
+        return file in self.ledger.let_go or self.ledger.being_purged[self.ledger.files[file]] > 0
 
     def _file(self) -> tuple[UUID, UUID] | None:
         if not self.ledger.files:
@@ -370,22 +436,23 @@ class World:
         job = self.random.choice(list(self.ledger.jobs))
         return self.ledger.jobs[job], job
 
-    async def _read(self, mount: Volume, digest: bytes, must_be_there: Callable[[], bool]) -> None:
+    async def _read(self, mount: Volume, digest: bytes, must_be_there: Callable[[], bool]) -> bytes | None:
         """As a worker and a client do: what a network file system says for a while about a file that is there is no
-        reason to give up."""
+        reason to give up. None where the bytes need not be there."""
         for _ in range(PATIENCE if self.mode.may_refuse else 1):
             try:
                 content = await _content(mount, digest)
             except CustodyError:
                 if not must_be_there():
-                    return
+                    return None
                 continue
-            if content != DIGESTS[digest]:
+            if content != DIGESTS[digest] and digest not in self.ever_damaged:
                 self.violations.append(f"{digest.hex()[:8]} is read as {content!r}")
-            return
-        if self.removal_was_disturbed and self._withdrawn(digest):
-            return
+            return content
+        if digest in self.ever_damaged or (self.removal_was_disturbed and self._withdrawn(digest)):
+            return None
         self.violations.append(f"{mount.instance} cannot read {digest.hex()[:8]}, which is promised")
+        return None
 
     def _holds(self, claim: Claim) -> bool:
         return bool(
@@ -430,10 +497,12 @@ class World:
         try:
             content = place.read_bytes()
         except FileNotFoundError:
-            if not (self.removal_was_disturbed and self._withdrawn(digest)):
+            if digest not in self.damaged and not (self.removal_was_disturbed and self._withdrawn(digest)):
                 self.violations.append(f"{digest.hex()[:8]} is promised, and its bytes are missing")
             return
-        if content != DIGESTS[digest] or len(content) != size:
+        if content == DIGESTS[digest] and len(content) == size:
+            self.damaged.discard(digest)
+        elif digest not in self.damaged:
             self.violations.append(f"{digest.hex()[:8]} holds {content!r}")
 
     def _check_references(self, blobs: dict[bytes, dict[str, Any]]) -> None:
@@ -444,23 +513,28 @@ class World:
             )
         }
         for file in files.values():
-            if file["deleted_at"] is None and blobs[file["sha256"]]["state"] != "present":
-                self.violations.append(f"file {file['id']} refers to bytes that are {blobs[file['sha256']]['state']}")
+            state = blobs[file["sha256"]]["state"]
+            if file["deleted_at"] is None and not self._is_held(file["sha256"], state):
+                self.violations.append(f"file {file['id']} refers to bytes that are {state}")
         for acknowledged, (tenant, digest) in self.ledger.files.items():
-            if acknowledged in self.ledger.let_go:
+            if acknowledged in self.ledger.let_go or self.ledger.being_purged[tenant, digest]:
                 continue
             row = files.get(acknowledged)
             if row is None or row["deleted_at"] or (row["tenant_id"], row["sha256"]) != (tenant, digest):
                 self.violations.append(f"file {acknowledged} was acknowledged, and is lost")
         for task in self._ask("SELECT id, sha256 FROM wharf.tasks WHERE state IN ('queued', 'running')"):
-            if task["sha256"] not in blobs or blobs[task["sha256"]]["state"] != "present":
+            if task["sha256"] not in blobs or not self._is_held(task["sha256"], blobs[task["sha256"]]["state"]):
                 self.violations.append(f"the bytes of the open task {task['id']} are let go")
+
+    def _is_held(self, digest: bytes, state: str) -> bool:
+        return state == "present" or (state == "quarantined" and digest in self.ever_damaged)
 
     def _check_ends(self) -> None:
         ledger = self.ledger
         tasks = self._ask(
             """
-            SELECT t.id, t.job_id, t.state, t.attempt, r.attempt AS result FROM wharf.tasks t
+            SELECT t.id, t.job_id, t.tenant_id, t.sha256, t.state, t.attempt, t.purged_at, r.attempt AS result
+            FROM wharf.tasks t
             LEFT JOIN wharf.results r ON r.task_id = t.id
             """
         )
@@ -472,7 +546,10 @@ class World:
                 self.violations.append(f"task {task['id']} ended as {ledger.task_ends[task['id']]} and is {end}")
             if task["id"] in ledger.task_ends and task["state"] not in TERMINAL:
                 self.violations.append(f"task {task['id']} had ended, and is {task['state']}")
-            if task["result"] != (task["attempt"] if task["state"] == "succeeded" else None):
+            if task["purged_at"] and (task["tenant_id"], task["sha256"]) not in ledger.taken_back:
+                self.violations.append(f"task {task['id']} was purged, and nobody asked for it")
+            has_result = task["state"] == "succeeded" and not task["purged_at"]
+            if task["result"] != (task["attempt"] if has_result else None):
                 self.violations.append(f"task {task['id']} is {end} and has the result of attempt {task['result']}")
             if task["id"] in ledger.succeeded and task["state"] != "succeeded":
                 self.violations.append(f"the success of task {task['id']} was acknowledged, and it is {task['state']}")
@@ -523,14 +600,22 @@ class World:
                 self.violations.append(f"{[actor.name for actor in living]} wait for one another")
                 break
             # Now and then one goes on alone for a while: some faults need many steps of one and few of another.
-            if current not in ready or self.random.random() < 0.4:
-                weights = [4 if actor in self.cleaners else 1 for actor in ready]
-                current = self.random.choices(ready, weights)[0]
-            changes = current.label.startswith(("COMMIT", "rename", "unlink"))
+            awake = [actor for actor in ready if self._asleep.get(actor, 0) <= self.scheduler.now] or ready
+            if current not in awake or self.random.random() < self._restless:
+                weights = [4 if actor in self.cleaners else 1 for actor in awake]
+                current = self.random.choices(awake, weights)[0]
+            if self.random.random() < SLEEPY:
+                self._put_to_sleep(current)
+                continue
+            changes = current.label.startswith(("COMMIT", "rename", "unlink", "begins"))
             changes |= await self._move(current, living)
             self._raise_unforeseen()
             if changes:
                 self.check()
+
+    def _put_to_sleep(self, actor: Actor) -> None:
+        """Others do much meanwhile."""
+        self._asleep[actor] = self.scheduler.now + self.random.randint(5, 60)
 
     def _is_cleaning(self) -> bool:
         return any(not actor.done for actor in self.cleaners)
@@ -538,6 +623,9 @@ class World:
     async def _move(self, actor: Actor, living: list[Actor]) -> bool:
         """True where something was disturbed."""
         chance = self.random.random()
+        if self.mode.lost and actor in self.cleaners and actor.backend is not None and actor.label.startswith("rename"):
+            # The worst moment of all.
+            chance /= 10
         if chance < self.mode.crashes:
             await self.scheduler.crash(self.random.choice(living))
         elif chance < self.mode.crashes + self.mode.lost and actor.backend is not None:
@@ -546,6 +634,7 @@ class World:
                 await self.scheduler.go_on_unanswered(actor)
             else:
                 await self.scheduler.end_session(actor)
+                self._put_to_sleep(actor)
         else:
             await self.scheduler.go_on(actor)
             return False
@@ -571,6 +660,8 @@ class World:
             self.violations.append("jobs are stuck")
         await self._clean_up(mount)
         self.removal_was_disturbed = False
+        if self.mode.damage:
+            await self._heal(mount)
         self.check()
         self._check_nothing_is_left()
         for file, (_, digest) in self.ledger.files.items():
@@ -583,6 +674,15 @@ class World:
         if self._tree() or self._ask("SELECT sha256 FROM wharf.blobs"):
             self.violations.append("bytes that nobody refers to are left")
 
+    async def _heal(self, mount: Volume) -> None:
+        await Verification(self.cleanup, mount, Pace(1e12), keep_seconds=0).run()
+        for content in self.contents:
+            async with _all_staged(mount, [content]) as uploads, self.api.transaction(self.tenants[0]) as transaction:
+                await Files(mount).keep(transaction, self.tenants[0], uploads)
+        self.ever_damaged.clear()
+        self.damaged.clear()
+        await self._clean_up(mount)
+
     async def _clean_up(self, mount: Volume) -> None:
         """Days later, twice: the second one meets what the first has put on its list."""
         for path in [*self._tree(), *(self.root / "staging").iterdir(), *(self.root / "dropped").iterdir()]:
@@ -593,7 +693,7 @@ class World:
                 self.violations.append(f"the last cleanup: {run}")
 
     def _check_nothing_is_left(self) -> None:
-        left = [path.name for folder in ("staging", "dropped") for path in (self.root / folder).iterdir()]
+        left = [path.name for folder in ("staging", "dropped", "quarantine") for path in (self.root / folder).iterdir()]
         if left:
             self.violations.append(f"left on the volume: {left}")
         rows = {row["sha256"]: row["state"] for row in self._ask("SELECT sha256, state FROM wharf.blobs")}
@@ -604,7 +704,10 @@ class World:
 
 
 async def _content(mount: Volume, digest: bytes) -> bytes:
-    descriptor = await mount.open(digest)
+    """Empty where it is of another size than it should be."""
+    descriptor = await mount.open(digest, len(DIGESTS[digest]))
+    if descriptor is None:
+        return b""
     try:
         return await mount.read(descriptor, 0, 1 << 20)
     finally:
@@ -647,6 +750,8 @@ async def test_whatever_the_order_every_promise_is_kept(
 ):
     # Of the 4,096 folders, those that hold anything here.
     monkeypatch.setattr(cleanup_module, "FOLDERS", FOLDERS_AT_ONCE)
+    monkeypatch.setattr(verification, "range", lambda n: range(min(n, 3)), raising=False)
+    monkeypatch.setattr(verification, "PAUSE_SECONDS", 0)
     # The process has ended before: what is left is found by a cleanup.
     monkeypatch.setattr(volume, "UNLINK_AFTER_SECONDS", (86_400, 86_400))
     outcomes: Counter[str] = Counter()
@@ -699,7 +804,7 @@ def _story(scheduler: Scheduler, seed: int, violations: list[str]) -> str:
 def empty(installation: Installation, observer: psycopg.Connection[Any]) -> None:
     observer.execute(
         "TRUNCATE wharf.files, wharf.blobs, wharf.suspects, wharf.jobs, wharf.tasks, wharf.results,"
-        " wharf.cleanup_runs CASCADE"
+        " wharf.cleanup_runs, wharf.verify_runs CASCADE"
     )
     observer.execute(
         "UPDATE wharf.installation SET checkpoint = NULL, checkpoint_next = NULL, fingerprint = NULL,"
@@ -707,6 +812,11 @@ def empty(installation: Installation, observer: psycopg.Connection[Any]) -> None
     )
     root = installation.volume
     (root / "checkpoint").unlink(missing_ok=True)
-    for folder in (root / "staging", root / "dropped", *(root / "blobs" / "sha256" / "00").iterdir()):
+    for folder in (
+        root / "staging",
+        root / "dropped",
+        root / "quarantine",
+        *(root / "blobs" / "sha256" / "00").iterdir(),
+    ):
         for path in folder.iterdir():
             path.unlink()

@@ -2,7 +2,8 @@
 local disk does not.
 
 - A host keeps what it knows of a name for a while: a name that was not there still is not, one that was still is, with
-  its size; a folder's listing is as old. Opening a file asks the server again, unless the name was not there.
+  its size; a folder's listing is as old. Opening a file asks the server again, unless the name was not there. Whoever
+  changes a folder hears how it is now.
 - A rename or unlink whose answer was lost is sent again by the client, and answers ENOENT though it was done.
 - A file that another host has removed answers ESTALE to those who have it open, or know its name.
 - A file that is removed or replaced on the host that has it open is renamed to `.nfs…` in its folder, until it is
@@ -65,6 +66,16 @@ class Entry:
         return self._host.stat(self.path, follow_symlinks=follow_symlinks)
 
 
+class Listing(list[Entry]):
+    """What `os.scandir` gives, that it can be closed included."""
+
+    def __enter__(self) -> Iterator[Entry]:
+        return iter(self)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class Host:
     """One client of the server that holds the folder. `now`: the clock, in ticks."""
 
@@ -108,6 +119,8 @@ class Host:
             self._names.pop(name, None)
             raise _error(errno.ESTALE if known and self._chance.random() < 0.5 else errno.ENOENT, name) from None
         self._open[descriptor] = name
+        if flags & os.O_CREAT:
+            self._changed(name)
         self._remember(name, os.fstat(descriptor))
         return descriptor
 
@@ -133,6 +146,7 @@ class Host:
         self._ask_for(name)
         if not self._put_aside(name):
             REAL_UNLINK(name)
+        self._changed(name)
         self._remember(name, None)
         self._lose_the_answer(name)
 
@@ -148,18 +162,20 @@ class Host:
         for descriptor, name in self._open.items():
             if name == old:
                 self._open[descriptor] = new
+        self._changed(old)
+        self._changed(new)
         self._remember(old, None)
         self._remember(new, REAL_STAT(new))
         self._lose_the_answer(old)
 
-    def scandir(self, path: Any) -> Iterator[Entry]:
+    def scandir(self, path: Any) -> "Listing":
         folder = os.fspath(path)
         names, until = self._listings.get(folder, ([], 0))
         if until <= self._now():
             with REAL_SCANDIR(folder) as found:
                 names = sorted(entry.name for entry in found)
             self._listings[folder] = names, self._until()
-        return iter([Entry(self, folder, name) for name in names])
+        return Listing(Entry(self, folder, name) for name in names)
 
     def _known(self, name: str) -> tuple[bool, os.stat_result | None]:
         status, until = self._names.get(name, (None, 0))
@@ -167,6 +183,12 @@ class Host:
 
     def _remember(self, name: str, status: os.stat_result | None) -> None:
         self._names[name] = status, self._until()
+
+    def _changed(self, name: str) -> None:
+        """The server's answer to a change of a folder tells its client how old all is that it knows of the folder."""
+        folder = f"{Path(name).parent}"
+        self._listings.pop(folder, None)
+        self._names = {known: seen for known, seen in self._names.items() if f"{Path(known).parent}" != folder}
 
     def _until(self) -> int:
         return self._now() + self._chance.randint(0, self._vices.memory)
