@@ -49,8 +49,8 @@ WATCHED = "WHARF_PROTOCOL_SECONDS" in os.environ
 
 ACTORS_AT_ONCE = 8
 ACTORS = 40
-SLEEPY = 0.05
-"""How often, when it is somebody's turn, he sleeps instead."""
+SLEEPY, SLEEPY_INSIDE = 0.02, 0.15
+"""How often an actor sleeps when it is its turn; in the midst of a transaction."""
 
 PATIENCE = 80
 """How often a reader asks again for bytes that do not appear: longer than a host of the NFS model remembers."""
@@ -174,11 +174,13 @@ class World:
             ("age", "cleanup", 1, self.age),
             ("clean", "cleanup", 4, self.clean),
         ]
+        # No run is as another: in some there is much to delete and little to upload.
+        self._wish = {name: weight * self.random.choice((0.2, 1, 3)) for name, _, weight, _ in self.kinds}
 
     # Actors
 
     def start(self, kind: str | None = None) -> None:
-        weights = [weight if kind in (None, name) else 0 for name, _, weight, _ in self.kinds]
+        weights = [self._wish[name] if kind in (None, name) else 0 for name, *_ in self.kinds]
         # A second cleanup is kept out by a lock that its process holds; so is a second verification.
         alone = {actor.name.split("-")[0] for actor in self.scheduler.actors if not actor.done} & {"clean", "verify"}
         weights = [0 if name in alone else weight for (name, *_), weight in zip(self.kinds, weights, strict=True)]
@@ -591,7 +593,7 @@ class World:
             ready = await self.scheduler.quiet()
             living = [actor for actor in self.scheduler.actors if not actor.done]
             while len(living) < ACTORS_AT_ONCE and self._made < ACTORS:
-                self.start("clean" if not self._is_cleaning() and self.random.random() < 0.7 else None)
+                self.start("clean" if not self._is_cleaning() and self.random.random() < 0.9 else None)
                 living.append(self.scheduler.actors[-1])
                 ready = await self.scheduler.quiet()
             if not living:
@@ -604,7 +606,7 @@ class World:
             if current not in awake or self.random.random() < self._restless:
                 weights = [4 if actor in self.cleaners else 1 for actor in awake]
                 current = self.random.choices(awake, weights)[0]
-            if self.random.random() < SLEEPY:
+            if self.random.random() < (SLEEPY if current.backend is None else SLEEPY_INSIDE):
                 self._put_to_sleep(current)
                 continue
             changes = current.label.startswith(("COMMIT", "rename", "unlink", "begins"))
@@ -615,7 +617,7 @@ class World:
 
     def _put_to_sleep(self, actor: Actor) -> None:
         """Others do much meanwhile."""
-        self._asleep[actor] = self.scheduler.now + self.random.randint(5, 60)
+        self._asleep[actor] = self.scheduler.now + self.random.randint(5, 150)
 
     def _is_cleaning(self) -> bool:
         return any(not actor.done for actor in self.cleaners)

@@ -87,7 +87,7 @@ class Host:
     def __init__(self, chance: random.Random, now: Callable[[], int], vices: Vices) -> None:
         self._chance = chance
         self._now = now
-        self._vices = vices
+        self.vices = vices
         self._names: dict[str, tuple[os.stat_result | None, int]] = {}
         self._listings: dict[str, tuple[list[str], int]] = {}
         self._open: dict[int, str] = {}
@@ -191,7 +191,7 @@ class Host:
         self._names = {known: seen for known, seen in self._names.items() if f"{Path(known).parent}" != folder}
 
     def _until(self) -> int:
-        return self._now() + self._chance.randint(0, self._vices.memory)
+        return self._now() + self._chance.randint(0, self.vices.memory)
 
     def _ask_for(self, name: str) -> None:
         known, status = self._known(name)
@@ -210,7 +210,7 @@ class Host:
         return True
 
     def _lose_the_answer(self, name: str) -> None:
-        if self._chance.random() < self._vices.retried:
+        if self._chance.random() < self.vices.retried:
             raise _error(errno.ENOENT, name)
 
 
