@@ -1,9 +1,13 @@
 """What a broker counts."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from collections.abc import Callable, Sequence
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from broker.room import Room
 from custody.files import Kept
 
+NAN = float("nan")
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -21,10 +25,23 @@ class BrokerMetrics:
         self.uploads = Counter(
             "wharf_uploads", "Files kept; `held`: the tenant had the bytes already", ["held"], registry=self.registry
         )
+        self.uploads_refused = Counter(
+            "wharf_uploads_refused", "Requests whose files were not taken", ["reason"], registry=self.registry
+        )
         self.refused = Counter(
             "wharf_jobs_refused", "Jobs for which there was no model or no room", ["reason"], registry=self.registry
         )
         self.inputs = Counter("wharf_job_inputs", "Inputs submitted in jobs", ["model"], registry=self.registry)
+
+    def watch(self, room: Room) -> None:
+        """From now on the volume's figures are served too."""
+        volume: Sequence[tuple[str, str, Callable[[], float]]] = (
+            ("wharf_volume_used_bytes", "In use on the volume", lambda: room.usage.used if room.usage else NAN),
+            ("wharf_volume_free_bytes", "Free on the volume", lambda: room.usage.free if room.usage else NAN),
+            ("wharf_volume_pressed", "1 where the volume is nearly full: uploads get 507", lambda: room.is_pressed),
+        )
+        for name, told, figure in volume:
+            Gauge(name, told, registry=self.registry).set_function(figure)
 
     def count(self, kept: Kept) -> None:
         self.uploads.labels(str(kept.held_before).lower()).inc(len(kept.files))

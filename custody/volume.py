@@ -53,6 +53,18 @@ class Staged:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Bytes of the volume's file system. `free`: what a process that is not root may still write."""
+
+    used: int
+    free: int
+
+    @property
+    def total(self) -> int:
+        return self.used + self.free
+
+
+@dataclass(frozen=True)
 class Identity:
     """Which file it is: another one at the same place, or one that was changed, differs in one of these."""
 
@@ -146,14 +158,16 @@ class Volume:
         probe = self._staging / f"{self._instance}.probe-{new_id()}"
 
         def write_and_remove() -> None:
-            probe.write_bytes(b"wharfinger")
-            probe.unlink()
+            try:
+                probe.write_bytes(b"wharfinger")
+            finally:
+                probe.unlink(missing_ok=True)
 
         await self.run(write_and_remove)
 
-    async def free_bytes(self) -> int:
-        """What a process that is not root may still write."""
-        return (await self.run(lambda: shutil.disk_usage(self._root))).free
+    async def usage(self) -> Usage:
+        disk = await self.run(lambda: shutil.disk_usage(self._root))
+        return Usage(disk.used, disk.free)
 
     @asynccontextmanager
     async def stage(self, max_bytes: int) -> AsyncIterator["Staging"]:
@@ -417,7 +431,7 @@ def sync_path(path: Path) -> None:
 def _disk_error(error: OSError) -> CustodyError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CustodyError(
-            "volume_full", "The volume has no room left. Remove files or enlarge it, then try again.", retry_after=60
+            "storage_full", "The volume has no room left. Remove files or enlarge it, then try again.", retry_after=60
         )
     return CustodyError(
         "volume_unavailable",

@@ -59,7 +59,7 @@ async def upload(
 ) -> Response:
     """Takes files: multipart with parts `file`, or one file as the raw body. When this answers, they are safe."""
     tenant, request_id = principal.tenant_id, request.scope["request_id"]
-    async with body.receive(request, service, part="file", raw=True) as received:
+    async with body.receive(request, service, tenant, part="file", raw=True) as received:
         digests = [upload.staged.sha256 for upload in received.uploads]
         wanted = idempotency.fingerprint("POST /v1/files", {}, digests)
         async with service.database.transaction(tenant) as transaction:

@@ -11,6 +11,7 @@ from broker.backlog import Backlog
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
+from broker.room import Room
 from broker.service import Service
 from broker.settings import BrokerSettings
 from custody import tenants
@@ -24,6 +25,7 @@ OK = {"database": "ok", "transport": "ok", "volume": "ok"}
 @pytest.fixture
 async def http(domain: Domain, acme, notices):
     settings = BrokerSettings(database_url="postgresql://", volume=domain.installation.volume)
+    room = Room(domain.volume, settings.watermarks)
     service = Service(
         settings=settings,
         database=domain.api,
@@ -34,7 +36,8 @@ async def http(domain: Domain, acme, notices):
         backlog=Backlog(pool_limit=1000, tenant_limit=1000),
         notices=notices,
         probe=Prober(settings.max_pixels),
-        readiness=Readiness(domain.api, domain.volume, needs_worker=False),
+        readiness=Readiness(domain.api, domain.volume, room, needs_worker=False),
+        room=room,
         metrics=BrokerMetrics(),
         stopping=asyncio.Event(),
     )
