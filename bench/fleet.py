@@ -74,7 +74,7 @@ class Fleet:
 def fleet(transport: str, folder: Path, model: Path, **worker: str) -> Iterator[Fleet]:
     """Broker and one worker with a warm engine, and with `amqp` a relay in between. `worker`: its settings."""
     with ExitStack() as stack:
-        installation, service, postmaster = stack.enter_context(_installation(folder))
+        installation, service, postmaster = stack.enter_context(new_installation(folder))
         broker = installation.broker()
         relay = rabbitmq = None
         queue: dict[str, str] = {}
@@ -92,7 +92,7 @@ def fleet(transport: str, folder: Path, model: Path, **worker: str) -> Iterator[
 def lone_relay(folder: Path, **settings: str) -> Iterator[Fleet]:
     """A relay that nobody gives work to, and nobody takes any from."""
     with ExitStack() as stack:
-        installation, service, postmaster = stack.enter_context(_installation(folder))
+        installation, service, postmaster = stack.enter_context(new_installation(folder))
         rabbitmq = stack.enter_context(RabbitMQ(folder / "rabbitmq", settings=ROOMY))
         relay = installation.relay("relay-1", rabbitmq.url(), **settings)
         start_worker(relay)
@@ -104,7 +104,7 @@ def per_thing(before: Mapping[str, float], after: Mapping[str, float], things: i
 
 
 @contextmanager
-def _installation(folder: Path) -> Iterator[tuple[Installation, Service, int]]:
+def new_installation(folder: Path) -> Iterator[tuple[Installation, Service, int]]:
     """A durable Postgres of its own that counts its statements; with the postmaster's pid."""
     folder.mkdir(parents=True)
     postgres = Postgres(folder / "postgres")

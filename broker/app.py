@@ -8,10 +8,10 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 
 from broker import problems
-from broker.routes import audit, files, health, jobs, keys, models, pools, reruns
+from broker.routes import audit, files, health, jobs, keys, models, pools, reruns, tenant
 from broker.service import Service
 from broker.tracing import RequestTracing
-from custody.wire import JobSubmission, KeyRequest, Problem, RetryRequest
+from custody.wire import FilePatch, JobSubmission, KeyRequest, Problem, RetryRequest, TenantPatch
 
 SWAGGER_UI = Path(swagger_ui_bundle.swagger_ui_path)
 
@@ -26,7 +26,7 @@ def build_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for noun in (files, jobs, reruns, models, pools, keys, audit, health):
+    for noun in (files, jobs, reruns, models, pools, keys, tenant, audit, health):
         app.include_router(noun.router)
     problems.install(app)
     app.mount("/docs/assets", StaticFiles(directory=SWAGGER_UI))
@@ -50,7 +50,7 @@ def _describe_bodies(app: FastAPI) -> None:
     """Adds what routes read and answer by themselves to the OpenAPI document: the bodies that are read after the key
     was checked, and the problems, which take the place of the framework's own."""
     document = app.openapi()  # what it answers from now on: changed in place
-    for body in (JobSubmission, KeyRequest, Problem, RetryRequest):
+    for body in (FilePatch, JobSubmission, KeyRequest, Problem, RetryRequest, TenantPatch):
         schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"].update(schema.pop("$defs", {}))
         document["components"]["schemas"][body.__name__] = schema

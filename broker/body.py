@@ -79,6 +79,14 @@ async def read_json(request: Request, kind: type[B], settings: BrokerSettings) -
         raise problems.invalid(error) from None
 
 
+def fields_of(received: Body, kind: type[B]) -> B:
+    """The text fields. Raises `CustodyError` with the name of one that is wrong."""
+    try:
+        return kind.model_validate(received.fields)
+    except ValidationError as error:
+        raise problems.invalid(error) from None
+
+
 async def _arriving(request: Request, settings: BrokerSettings) -> AsyncIterator[bytes]:
     """The body as it comes, and not slower than it may. Counted is the time that we wait for the client, not the time
     that the disk takes."""

@@ -57,23 +57,24 @@ async def serve(settings: BrokerSettings) -> None:
         volume.discard_former()
         room = Room(volume, settings.watermarks)
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf broker"))
+        metrics = BrokerMetrics()
         service = Service(
             settings=settings,
             database=database,
             volume=volume,
-            files=Files(volume),
+            files=Files(volume, retention_days=settings.file_retention_days),
             jobs=Jobs(),
             tasks=Tasks(),
             audit=Audit(settings.audit_reads),
             backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
             notices=notices,
             probe=Prober(settings.max_pixels),
-            readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker),
+            readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker, cleaned=metrics.tell),
             room=room,
-            metrics=BrokerMetrics(),
+            metrics=metrics,
             stopping=asyncio.Event(),
         )
-        service.metrics.watch(room)
+        metrics.watch(room)
         watching = asyncio.create_task(room.watch(), name="watch-room")
         stack.callback(watching.cancel)
         if settings.metrics_port:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from broker.room import Room
+from custody.cleanup import Run
 from custody.files import Kept
+from custody.installation import SweepOff
 
 NAN = float("nan")
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -32,6 +34,25 @@ class BrokerMetrics:
             "wharf_jobs_refused", "Jobs for which there was no model or no room", ["reason"], registry=self.registry
         )
         self.inputs = Counter("wharf_job_inputs", "Inputs submitted in jobs", ["model"], registry=self.registry)
+        self.cleanup = Gauge(
+            "wharf_last_cleanup", "Of the newest row in the history of cleanups", ["figure"], registry=self.registry
+        )
+        self.sweep_off = Gauge(
+            "wharf_last_cleanup_sweep_off", "1 where a restore is suspected, and orphans are only reported",
+            registry=self.registry,
+        )  # fmt: skip
+
+    def tell(self, run: Run, sweep_off: SweepOff | None) -> None:
+        """`run`: the newest cleanup."""
+        figures = {
+            "files": run.expired_files, "jobs": run.expired_jobs, "bytes": run.removed_blobs,
+            "freed_bytes": run.freed_bytes, "orphans": run.orphans, "missing": run.missing, "errors": run.errors,
+        }  # fmt: skip
+        for figure, value in figures.items():
+            self.cleanup.labels(figure).set(value)
+        if run.started_at is not None:
+            self.cleanup.labels("started_seconds").set(run.started_at.timestamp())
+        self.sweep_off.set(sweep_off is not None)
 
     def watch(self, room: Room) -> None:
         """From now on the volume's figures are served too."""

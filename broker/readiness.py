@@ -2,12 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from broker.room import Room
 from custody import models
+from custody.cleanup import Run, list_runs
 from custody.database import Database
 from custody.errors import CustodyError
+from custody.installation import SweepOff, sweep_off
 from custody.volume import Volume
 
 CHECK_SECONDS = 3.0
@@ -15,13 +17,22 @@ GOOD_SECONDS = 1.0
 
 
 class Readiness:
-    """`needs_worker`: not ready before a warm worker lives."""
+    """`needs_worker`: not ready before a warm worker lives. `cleaned` is told of the newest cleanup at each look."""
 
-    def __init__(self, database: Database, volume: Volume, room: Room, *, needs_worker: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        volume: Volume,
+        room: Room,
+        *,
+        needs_worker: bool,
+        cleaned: Callable[[Run, SweepOff | None], None] = lambda _run, _off: None,
+    ) -> None:
         self._database = database
         self._volume = volume
         self._room = room
         self._needs_worker = needs_worker
+        self._cleaned = cleaned
         self._checking = asyncio.Lock()
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._found: Mapping[str, str] = {}
@@ -58,8 +69,9 @@ class Readiness:
         return "ok"
 
     async def _ask_database(self) -> None:
-        async with self._database.transaction():
-            pass  # It has asked the server for the tenant's view already.
+        async with self._database.transaction() as transaction:
+            for run in await list_runs(transaction, 1):
+                self._cleaned(run, await sweep_off(transaction))
 
     async def _ask_volume(self) -> None:
         # A full volume takes no uploads, and everything else goes on: reads, deletions, jobs on what is held.

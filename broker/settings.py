@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from custody.settings import PressureSettings, ProcessSettings, VolumeSettings
-from custody.wire import MOST_INPUTS
+from custody.settings import PressureSettings, ProcessSettings, RetentionSettings, VolumeSettings
+from custody.wire import MOST_DAYS, MOST_INPUTS
 
 
-class BrokerSettings(PressureSettings, VolumeSettings, ProcessSettings):
+class BrokerSettings(PressureSettings, VolumeSettings, RetentionSettings, ProcessSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on")
     metrics_port: int = Field(
@@ -43,6 +43,12 @@ class BrokerSettings(PressureSettings, VolumeSettings, ProcessSettings):
     )
     ready_needs_worker: bool = Field(
         default=False, description="/readyz waits for a warm worker too: for one machine, where both start together"
+    )
+    purge_hours: float = Field(
+        default=24,
+        gt=0,
+        le=24 * MOST_DAYS,
+        description="Told in the receipt of a purge: within so long a cleanup removes the bytes",
     )
     audit_reads: Literal["none", "content", "all"] = Field(
         default="content",

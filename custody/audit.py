@@ -14,6 +14,7 @@ from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from custody.database import UNAVAILABLE, UNAVAILABLE_CLASSES, Transaction
+from custody.erasure import PurgedFile
 from custody.errors import CustodyError
 from custody.ids import new_id
 from custody.tenants import Principal
@@ -50,7 +51,9 @@ class Action(StrEnum):
     FILE_UPLOADED = "file.uploaded"
     FILE_ADDED = "file.added"
     FILE_READ = "file.read"
+    FILE_CHANGED = "file.changed"
     FILE_DELETED = "file.deleted"
+    FILE_PURGED = "file.purged"
     FILE_SEEN = "file.seen"
     FILE_LISTED = "file.listed"
     JOB_PREDICTED = "job.predicted"
@@ -71,6 +74,8 @@ class Action(StrEnum):
     POOL_DRAINED = "pool.drained"
     POOL_RESUMED = "pool.resumed"
     POOL_LISTED = "pool.listed"
+    TENANT_CHANGED = "tenant.changed"
+    TENANT_SEEN = "tenant.seen"
     AUDIT_LISTED = "audit.listed"
 
 
@@ -99,7 +104,7 @@ class Audit:
         action: Action,
         *,
         outcome: Outcome = Outcome.DONE,
-        files: Sequence[File] = (),
+        files: Sequence[File | PurgedFile] = (),
         sha256: Sequence[bytes] = (),
         jobs: Sequence[UUID] = (),
         keys: Sequence[UUID] = (),

@@ -7,7 +7,7 @@ older than its locks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -76,6 +76,9 @@ class Run:
         }
 
 
+RUN = ", ".join(column.name for column in fields(Run))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a cleanup would do now."""
@@ -122,13 +125,13 @@ async def save_run(transaction: Transaction, run: Run) -> None:
 
 async def list_runs(transaction: Transaction, limit: int) -> list[Run]:
     """The newest first."""
-    found = await transaction.execute("SELECT * FROM wharf.cleanup_runs ORDER BY id DESC LIMIT %s", [limit])
+    found = await transaction.execute(f"SELECT {RUN} FROM wharf.cleanup_runs ORDER BY id DESC LIMIT %s", [limit])
     return [Run(**row) for row in await found.fetchall()]
 
 
 async def last_sweep(transaction: Transaction) -> Run | None:
     found = await transaction.execute(
-        "SELECT * FROM wharf.cleanup_runs WHERE swept_to IS NOT NULL ORDER BY id DESC LIMIT 1"
+        f"SELECT {RUN} FROM wharf.cleanup_runs WHERE swept_to IS NOT NULL ORDER BY id DESC LIMIT 1"
     )
     row = await found.fetchone()
     return None if row is None else Run(**row)
@@ -213,7 +216,7 @@ async def find_old_jobs(
     return await _rows(
         transaction,
         f"""
-        SELECT j.* FROM wharf.tenants t CROSS JOIN LATERAL (
+        SELECT j.tenant_id, j.finished_at, j.id, j.total FROM wharf.tenants t CROSS JOIN LATERAL (
             SELECT j.tenant_id, j.finished_at, j.id, j.total FROM wharf.jobs j
             WHERE j.tenant_id = t.id AND j.state <> 'open'
               AND j.finished_at <= now() - coalesce(t.job_retention, %(kept)s)

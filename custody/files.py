@@ -1,7 +1,7 @@
 """Files: what tenants hold of the bytes on the volume. The upload half of the custody protocol lives here."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from uuid import UUID
 
 from psycopg.rows import DictRow
@@ -10,10 +10,17 @@ from custody.database import Transaction
 from custody.errors import CustodyError
 from custody.ids import new_id
 from custody.volume import Staged, Volume
-from custody.wire import File, FileState, JobInput
+from custody.wire import File, FilePatch, FileState, JobInput
 
 LIVE = "deleted_at IS NULL AND (pinned OR expires_at IS NULL OR expires_at > now())"
-COLUMNS = "id, sha256, size, media_type, width, height, orientation, filename, created_at, expires_at"
+# From now on: as long as was asked for (%(kept_for)s, in seconds), or as the tenant or else the service keeps files.
+EXPIRY = """
+    now() + coalesce(
+        make_interval(secs => %(kept_for)s::float8),
+        (SELECT t.file_retention FROM wharf.tenants t WHERE t.id = wharf.current_tenant()),
+        make_interval(secs => %(retention)s::float8))
+"""
+COLUMNS = "id, sha256, size, media_type, width, height, orientation, filename, created_at, expires_at, pinned"
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,17 @@ class Kept:
 
 
 class Files:
-    def __init__(self, volume: Volume) -> None:
-        self._volume = volume
+    """`retention_days`: how long a file is kept where neither its upload nor its tenant says otherwise."""
 
-    async def keep(self, transaction: Transaction, tenant: UUID, uploads: Sequence[Upload]) -> Kept:
-        """A file row for each upload, its bytes in the tree once. After it they are gone from `staging/`."""
+    def __init__(self, volume: Volume, *, retention_days: float = 30.0) -> None:
+        self._volume = volume
+        self._retention_seconds = retention_days * 24 * 3600
+
+    async def keep(
+        self, transaction: Transaction, tenant: UUID, uploads: Sequence[Upload], *, kept_for: float | None = None
+    ) -> Kept:
+        """A file row for each upload, its bytes in the tree once. After it they are gone from `staging/`. `kept_for`:
+        seconds until the files expire."""
         held = await self._held(transaction, [upload.staged.sha256 for upload in uploads])
         kept: set[bytes] = set()
         for staged in sorted((upload.staged for upload in uploads), key=lambda staged: staged.sha256):
@@ -66,22 +79,30 @@ class Files:
                 await self._volume.keep(staged)
             # Where it was `present` this changes nothing but takes the same time.
             await transaction.execute("SELECT wharf.blob_present(%s)", [staged.sha256])
-        files = [await self._add(transaction, tenant, upload) for upload in uploads]
+        files = [await self._add(transaction, tenant, upload, kept_for) for upload in uploads]
         return Kept(files, held_before=kept <= held)
 
     async def keep_known(
-        self, transaction: Transaction, tenant: UUID, sha256: bytes, filename: str | None
+        self,
+        transaction: Transaction,
+        tenant: UUID,
+        sha256: bytes,
+        filename: str | None,
+        *,
+        kept_for: float | None = None,
     ) -> File | None:
-        """A new file row on bytes that the tenant holds already; None where it does not."""
+        """A new file row on bytes that the tenant holds already; None where it does not. `kept_for` as in `keep`."""
+        if not await self._hold(transaction, await self._held(transaction, [sha256])):
+            return None
         found = await transaction.execute(
             f"SELECT {COLUMNS} FROM wharf.files WHERE sha256 = %s AND {LIVE} ORDER BY id DESC LIMIT 1", [sha256]
         )
         row = await found.fetchone()
-        if row is None or not await self._hold(transaction, [sha256]):
+        if row is None:
             return None
         known = _file(row)
         media = Media(known.media_type, known.width, known.height, known.orientation)
-        return await self._insert(transaction, tenant, sha256, known.size, media, filename or known.filename)
+        return await self._insert(transaction, tenant, sha256, known.size, media, filename or known.filename, kept_for)
 
     async def holds(self, transaction: Transaction, sha256: bytes) -> bool:
         """False also where its bytes are damaged, so that whoever has them sends them again."""
@@ -103,6 +124,31 @@ class Files:
         )
         return await self._with_states(transaction, await found.fetchall())
 
+    async def change(self, transaction: Transaction, file_id: UUID, patch: FilePatch) -> File | None:
+        """What the patch names; None where the tenant has no such file. A file that is unpinned when its time is over
+        already is kept from now on as a new one is."""
+        changed = await transaction.execute(
+            f"""
+            UPDATE wharf.files SET
+                pinned = coalesce(%(pinned)s, pinned),
+                expires_at = CASE
+                    WHEN %(dated)s THEN coalesce(%(expires_at)s::timestamptz, {EXPIRY})
+                    WHEN NOT %(pinned)s AND expires_at <= now() THEN {EXPIRY}
+                    ELSE expires_at END
+            WHERE id = %(file)s AND {LIVE} RETURNING {COLUMNS}
+            """,
+            {
+                "file": file_id,
+                "pinned": patch.pinned if "pinned" in patch.model_fields_set else None,
+                "dated": "expires_at" in patch.model_fields_set,
+                "expires_at": patch.expires_at,
+                "kept_for": None,
+                "retention": self._retention_seconds,
+            },
+        )
+        files = await self._with_states(transaction, await changed.fetchall())
+        return files[0] if files else None
+
     async def delete(self, transaction: Transaction, file_id: UUID) -> File | None:
         """The tenant lets go of the file, if it has it. Its bytes stay while anything else, a running task say, refers
         to them."""
@@ -117,21 +163,31 @@ class Files:
 
         Raises `CustodyError` with the field of the first input that names none of this tenant's (`not_found`), or one
         whose bytes are damaged (`file_corrupt`)."""
-        by_id = await self._by(transaction, "id", [wanted.file for wanted in inputs if wanted.file])
-        by_sha256 = await self._by(transaction, "sha256", [bytes.fromhex(w.sha256) for w in inputs if w.sha256])
+        ids = [wanted.file for wanted in inputs if wanted.file]
+        sha256s = [bytes.fromhex(wanted.sha256) for wanted in inputs if wanted.sha256]
+        found = await transaction.execute(
+            f"""
+            SELECT sha256 FROM wharf.files WHERE id = ANY (%(ids)s) AND {LIVE}
+            UNION
+            SELECT sha256 FROM wharf.files WHERE sha256 = ANY (%(sha256s)s) AND {LIVE}
+            """,
+            {"ids": ids, "sha256s": sha256s},
+        )
+        present = await self._hold(transaction, [row["sha256"] for row in await found.fetchall()])
+        # Read once they are held: what was purged meanwhile is not among them.
+        by_id = await self._by(transaction, "id", ids)
+        by_sha256 = await self._by(transaction, "sha256", sha256s)
         named: list[File] = []
         for number, wanted in enumerate(inputs):
             file = by_id.get(wanted.file) if wanted.file else by_sha256.get(bytes.fromhex(wanted.sha256 or ""))
             if file is None:
                 raise _no_such_input(number, wanted)
-            named.append(file)
-        present = await self._hold(transaction, [bytes.fromhex(file.sha256) for file in named])
-        for number, file in enumerate(named):
             sha256 = bytes.fromhex(file.sha256)
             if sha256 not in present:
                 if await self._states(transaction, [sha256]):
-                    raise damaged(file, field=f"inputs.{number}.{_kind(inputs[number])}")
-                raise _no_such_input(number, inputs[number])
+                    raise damaged(file, field=f"inputs.{number}.{_kind(wanted)}")
+                raise _no_such_input(number, wanted)
+            named.append(file)
         return named
 
     async def hold_known(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
@@ -163,28 +219,44 @@ class Files:
         )
         return {row["sha256"] for row in await found.fetchall()}
 
-    async def _hold(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
+    async def _hold(self, transaction: Transaction, wanted: Iterable[bytes]) -> set[bytes]:
         found = await transaction.execute("SELECT wharf.hold_blobs(%s) AS sha256", [sorted(set(wanted))])
         return {row["sha256"] for row in await found.fetchall()}
 
-    async def _add(self, transaction: Transaction, tenant: UUID, upload: Upload) -> File:
+    async def _add(self, transaction: Transaction, tenant: UUID, upload: Upload, kept_for: float | None) -> File:
         staged = upload.staged
-        return await self._insert(transaction, tenant, staged.sha256, staged.size, upload.media, upload.filename)
+        return await self._insert(
+            transaction, tenant, staged.sha256, staged.size, upload.media, upload.filename, kept_for
+        )
 
     async def _insert(
-        self, transaction: Transaction, tenant: UUID, sha256: bytes, size: int, media: Media, filename: str | None
+        self,
+        transaction: Transaction,
+        tenant: UUID,
+        sha256: bytes,
+        size: int,
+        media: Media,
+        filename: str | None,
+        kept_for: float | None,
     ) -> File:
         inserted = await transaction.execute(
             f"""
             INSERT INTO wharf.files
-                (id, tenant_id, sha256, size, media_type, width, height, orientation, filename)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING {COLUMNS}
+                (id, tenant_id, sha256, size, media_type, width, height, orientation, filename, expires_at)
+            VALUES (%(id)s, %(tenant)s, %(sha256)s, %(size)s, %(media_type)s, %(width)s, %(height)s, %(orientation)s,
+                %(filename)s, {EXPIRY}) RETURNING {COLUMNS}
             """,
-            [
-                new_id(), tenant, sha256, size,
-                media.media_type, media.width, media.height, media.orientation, filename,
-            ],
-        )  # fmt: skip
+            {
+                "id": new_id(),
+                "tenant": tenant,
+                "sha256": sha256,
+                "size": size,
+                **asdict(media),
+                "filename": filename,
+                "kept_for": kept_for,
+                "retention": self._retention_seconds,
+            },
+        )
         row = await inserted.fetchone()
         assert row is not None
         return _file(row)

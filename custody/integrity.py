@@ -5,7 +5,7 @@ has put them in place. It is marked before its bytes are moved, as a cleanup mar
 leaves damaged bytes under a row that promises nothing, and the next run finds them there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -57,6 +57,9 @@ class Run:
     counts: Counts
 
 
+RUN = ", ".join(("id", "started_at", "ended_at", "stopped", "quick", *(count.name for count in fields(Counts))))
+
+
 class Integrity:
     """The statements of a verification. All under the role wharf_cleanup."""
 
@@ -83,7 +86,7 @@ class Integrity:
 
     async def history(self, transaction: Transaction, *, limit: int) -> list[Run]:
         """Newest first."""
-        found = await transaction.execute("SELECT * FROM wharf.verify_runs ORDER BY id DESC LIMIT %s", [limit])
+        found = await transaction.execute(f"SELECT {RUN} FROM wharf.verify_runs ORDER BY id DESC LIMIT %s", [limit])
         return [
             Run(
                 id=row["id"],

@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 
 from custody import models
 from custody.database import Transaction
+from custody.errors import CustodyError
 from custody.ids import new_id
 from custody.wire import (
     Detection,
@@ -128,6 +129,34 @@ class Jobs:
         )
         return job_id
 
+    async def repeat(
+        self, transaction: Transaction, original: UUID, inputs: Sequence[int], *, traceparent: str | None = None
+    ) -> UUID:
+        """A new job on these inputs of the original, numbered from 0 in this order, with its model, parameters,
+        priority and metadata, and without a deadline. The caller holds the inputs' bytes in this transaction."""
+        job_id = new_id()
+        await transaction.execute(
+            """
+            INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, metadata, total, traceparent, rerun_of)
+            SELECT %s, tenant_id, model, parameters, priority, metadata, %s, %s, id FROM wharf.jobs WHERE id = %s
+            """,
+            [job_id, len(inputs), traceparent, original],
+        )
+        added = await transaction.execute(
+            """
+            INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input,
+                file_id, filename, sha256, size, media_type, width, height, orientation)
+            SELECT n.task_id, t.tenant_id, %(job)s, t.pool, t.class, n.number - 1,
+                t.file_id, t.filename, t.sha256, t.size, t.media_type, t.width, t.height, t.orientation
+            FROM unnest(%(tasks)s::uuid[], %(inputs)s::int[]) WITH ORDINALITY AS n (task_id, input, number)
+            JOIN wharf.tasks t ON t.job_id = %(original)s AND t.input = n.input
+            """,
+            {"job": job_id, "original": original, "tasks": [new_id() for _ in inputs], "inputs": list(inputs)},
+        )
+        if added.rowcount != len(inputs):
+            raise CustodyError("not_found", "The job was removed meanwhile.")
+        return job_id
+
     async def get(self, transaction: Transaction, job_id: UUID) -> Job | None:
         found = await transaction.execute(f"SELECT {COLUMNS} FROM wharf.jobs WHERE id = %s", [job_id])
         row = await found.fetchone()
@@ -199,7 +228,7 @@ class Jobs:
             f"""
             SELECT * FROM (
             SELECT t.input, {SEEN_STATE} AS state, t.file_id, t.filename, t.sha256, t.width, t.height,
-                   t.attempt - t.spared AS attempts, t.error_code, t.error_detail, j.parameters,
+                   t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at, j.parameters,
                    r.model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
                    r.detections, r.timings,
                    sum(octet_length(r.detections::text)) OVER (
@@ -363,4 +392,5 @@ def _result(row: DictRow) -> InputResult:
         detections=detections,
         timings=timings,
         error=error,
+        purged_at=row["purged_at"],
     )

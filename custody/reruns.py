@@ -12,7 +12,6 @@ from uuid import UUID
 
 from custody.database import Transaction
 from custody.errors import CustodyError
-from custody.ids import new_id
 from custody.tenants import operators_only
 from custody.wire import Priority, RetryRequest
 
@@ -100,39 +99,6 @@ def require_held(wanted: Original, held: set[bytes]) -> None:
                 "again, or submit a job on the other inputs.",
                 field=f"inputs.{each.input}",
             )
-
-
-async def submit(transaction: Transaction, wanted: Original, *, traceparent: str | None = None) -> UUID:
-    """The new job: with the original's model, parameters, priority and metadata, and without a deadline. Its inputs are
-    numbered from 0, in their order. The caller holds their bytes in this transaction."""
-    job_id = new_id()
-    values = {"original": wanted.job_id, "job": job_id}
-    await transaction.execute(
-        """
-        INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, metadata, total, traceparent, rerun_of)
-        SELECT %(job)s, tenant_id, model, parameters, priority, metadata, %(total)s, %(traceparent)s, id
-        FROM wharf.jobs WHERE id = %(original)s
-        """,
-        {**values, "total": len(wanted.inputs), "traceparent": traceparent},
-    )
-    added = await transaction.execute(
-        """
-        INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input,
-            file_id, filename, sha256, size, media_type, width, height, orientation)
-        SELECT n.task_id, t.tenant_id, %(job)s, t.pool, t.class, n.number - 1,
-            t.file_id, t.filename, t.sha256, t.size, t.media_type, t.width, t.height, t.orientation
-        FROM unnest(%(tasks)s::uuid[], %(inputs)s::int[]) WITH ORDINALITY AS n (task_id, input, number)
-        JOIN wharf.tasks t ON t.job_id = %(original)s AND t.input = n.input
-        """,
-        {
-            **values,
-            "tasks": [new_id() for _ in wanted.inputs],
-            "inputs": [each.input for each in wanted.inputs],
-        },
-    )
-    if added.rowcount != len(wanted.inputs):
-        raise CustodyError("not_found", "The job was removed meanwhile.")
-    return job_id
 
 
 async def now(transaction: Transaction) -> datetime:

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from custody.errors import StartError
 from custody.pressure import Watermarks
+from custody.wire import MOST_DAYS
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -74,10 +75,14 @@ class TaskSettings(BaseSettings):
 
 
 class RetentionSettings(BaseSettings):
-    """How long things are kept of tenants who have not said so themselves."""
+    """How long things are kept where neither their owner nor its tenant has said so."""
 
-    file_retention_days: float = Field(default=30.0, gt=0, description="Days that a file is kept, unless it is pinned")
-    job_retention_days: float = Field(default=90.0, gt=0, description="Days that a job is kept after its end")
+    file_retention_days: float = Field(
+        default=30.0, gt=0, le=MOST_DAYS, description="Days that a file is kept, unless it is pinned"
+    )
+    job_retention_days: float = Field(
+        default=90.0, gt=0, le=MOST_DAYS, description="Days that a job is kept after its end"
+    )
 
 
 class PressureSettings(BaseSettings):

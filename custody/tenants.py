@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import DictRow
 
 from custody.database import SEE_AS, Transaction
 from custody.errors import CustodyError
 from custody.ids import new_id
-from custody.wire import Key, NewKey, Role
+from custody.wire import Key, NewKey, Role, Tenant, TenantPatch
+
+RETENTION = """
+    name, ceil(extract(epoch FROM file_retention) / 86400)::int AS file_retention_days,
+    ceil(extract(epoch FROM job_retention) / 86400)::int AS job_retention_days
+"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,31 @@ async def authenticate(transaction: Transaction, secret: str) -> Principal | Non
     if row is None:
         return None
     return Principal(row["key_id"], Role(row["role"]), row["tenant_id"], row["tenant"])
+
+
+async def get_tenant(transaction: Transaction, tenant: UUID) -> Tenant:
+    found = await transaction.execute(f"SELECT {RETENTION} FROM wharf.tenants WHERE id = %s", [tenant])
+    return await _tenant(found)
+
+
+async def change_tenant(transaction: Transaction, tenant: UUID, patch: TenantPatch) -> Tenant:
+    """What the patch names."""
+    changed = await transaction.execute(
+        f"""
+        UPDATE wharf.tenants SET
+            file_retention = CASE WHEN %(files)s THEN make_interval(days => %(file_days)s) ELSE file_retention END,
+            job_retention = CASE WHEN %(jobs)s THEN make_interval(days => %(job_days)s) ELSE job_retention END
+        WHERE id = %(tenant)s RETURNING {RETENTION}
+        """,
+        {
+            "tenant": tenant,
+            "files": "file_retention_days" in patch.model_fields_set,
+            "file_days": patch.file_retention_days,
+            "jobs": "job_retention_days" in patch.model_fields_set,
+            "job_days": patch.job_retention_days,
+        },
+    )
+    return await _tenant(changed)
 
 
 async def create_key(transaction: Transaction, owner: Principal, name: str, role: Role, tenant: str | None) -> NewKey:
@@ -84,6 +115,12 @@ async def first_key(transaction: Transaction, tenant: str) -> NewKey:
     row = await found.fetchone()
     assert row is not None
     return await _add_key(transaction, row["id"], tenant, "first key", Role.ADMIN)
+
+
+async def _tenant(found: psycopg.AsyncCursor[DictRow]) -> Tenant:
+    row = await found.fetchone()
+    assert row is not None
+    return Tenant(**row)
 
 
 async def _keys(transaction: Transaction, condition: str, value: UUID) -> list[Key]:

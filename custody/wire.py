@@ -7,7 +7,18 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, FailFast, Field, Json, StrictBool
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    Json,
+    StrictBool,
+    StrictInt,
+)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the bytes, lower-case hex")]
 
@@ -132,12 +143,33 @@ ExpiresIn = Annotated[
 ]
 
 
+MOST_DAYS = 3650
+"""For which a file or job is kept; what shall stay for longer is pinned."""
+
+KeptSeconds = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=MOST_DAYS * 24 * 3600,
+        allow_inf_nan=False,
+        description="Seconds for which the file is kept; without it, as long as the tenant keeps files",
+    ),
+]
+
+
+class UploadFields(Wire):
+    """The text fields beside the files of POST /v1/files."""
+
+    expires_in: KeptSeconds | None = None
+
+
 class PredictFields(Parameters):
     """The text fields beside the pictures of POST /v1/predict; `metadata` is a JSON object."""
 
     model: Text | None = None
     priority: Priority = Priority.INTERACTIVE
     expires_in: ExpiresIn | None = None
+    file_expires_in: KeptSeconds | None = Field(default=None, exclude_if=lambda value: value is None)
     metadata: Json[JsonObject] = Field(default_factory=dict)
 
 
@@ -195,6 +227,9 @@ class InputResult(Wire):
     timings: Timings | None = None
     cached: bool = False
     error: InputError | None = None
+    purged_at: datetime | None = Field(
+        default=None, description="When its owner had the picture purged, with its result and its filename"
+    )
 
 
 class JobState(StrEnum):
@@ -211,6 +246,8 @@ class JobState(StrEnum):
 
 
 class Progress(Wire):
+    """What is neither done nor failed has not ended, or was cancelled."""
+
     done: int = Field(description="Inputs that succeeded")
     failed: int = Field(description="Inputs that failed or are unprocessable")
     total: int
@@ -265,10 +302,49 @@ class File(Wire):
     orientation: int = Field(ge=1, le=8, description="EXIF orientation, 1 where the file has none")
     filename: str | None
     created_at: datetime
-    expires_at: datetime | None
+    expires_at: datetime | None = Field(description="Until then it is kept, and while it is pinned")
+    pinned: bool = Field(default=False, description="Kept until it is unpinned, whatever `expires_at` says")
     state: FileState = Field(
         default=FileState.PRESENT, description="Of its bytes: what is `corrupt` or `missing` has to be uploaded again"
     )
+
+
+def _rfc3339(value: object) -> object:
+    """Of what Pydantic takes for a time, only what RFC 3339 does: no numbers, no dates alone, no missing offset."""
+    if isinstance(value, datetime) or value is None:
+        return value
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", value
+    ):
+        raise ValueError("a time is written as in RFC 3339, with its offset: 2031-05-01T12:00:00Z")
+    return datetime.fromisoformat(value)
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+
+
+class FilePatch(Wire):
+    """What is left out stays as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expires_at: Moment | None = Field(
+        default=None, description="A time to come; null: from now on as long as the tenant keeps files"
+    )
+    pinned: StrictBool = Field(default=False, description="true: kept until it is unpinned")
+
+
+class PurgeReceipt(Wire):
+    """What a purge took from its tenant. Of what others hold it says nothing."""
+
+    id: UUID
+    sha256: Sha256
+    file_ids: list[UUID] = Field(description="All of the tenant's files of these bytes, deleted and expired ones too")
+    files: int
+    results: int = Field(description="Results that are gone")
+    tasks_cancelled: int = Field(description="Inputs that had not ended")
+    purged_at: datetime = Field(description="From then on nobody reads any of it")
+    bytes_gone_by: datetime = Field(description="Until then a cleanup has taken the tenant's bytes from the volume")
 
 
 class FileList(Wire):
@@ -463,6 +539,26 @@ class KeyRequest(Wire):
     tenant: str | None = Field(
         default=None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Another tenant: the operator's admins only"
     )
+
+
+Days = Annotated[StrictInt, Field(ge=1, le=MOST_DAYS)]
+
+
+class Tenant(Wire):
+    """How long a tenant's things are kept; null: as long as the service keeps them where nobody says otherwise."""
+
+    name: str
+    file_retention_days: int | None = Field(description="For files, from their upload on")
+    job_retention_days: int | None = Field(description="For jobs and their results, from their end on")
+
+
+class TenantPatch(Wire):
+    """What is left out stays as it is. Files that are there keep their `expires_at`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file_retention_days: Days | None = None
+    job_retention_days: Days | None = None
 
 
 class Outcome(StrEnum):

@@ -39,7 +39,7 @@ CREATE TABLE wharf.jobs (
     CONSTRAINT jobs_check2 CHECK (((done >= 0) AND (failed >= 0) AND ((done + failed) <= total))),
     CONSTRAINT jobs_check3 CHECK (((state <> 'open'::text) OR (done IS NULL))),
     CONSTRAINT jobs_check4 CHECK (((state <> 'succeeded'::text) OR ((done IS NOT NULL) AND (done = total)))),
-    CONSTRAINT jobs_check5 CHECK (((state <> 'failed'::text) OR ((done IS NOT NULL) AND ((done + failed) = total) AND (failed > 0)))),
+    CONSTRAINT jobs_check5 CHECK (((state <> 'failed'::text) OR ((done IS NOT NULL) AND (done < total)))),
     CONSTRAINT jobs_metadata_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
     CONSTRAINT jobs_priority_check CHECK ((priority = ANY (ARRAY['interactive'::text, 'batch'::text]))),
     CONSTRAINT jobs_state_check CHECK ((state = ANY (ARRAY['open'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
@@ -78,6 +78,7 @@ CREATE TABLE wharf.tasks (
     error_detail text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     ended_at timestamp with time zone,
+    purged_at timestamp with time zone,
     CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
     CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
     CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
@@ -86,6 +87,7 @@ CREATE TABLE wharf.tasks (
     CONSTRAINT tasks_check5 CHECK (((state <> 'succeeded'::text) OR (error_code IS NULL))),
     CONSTRAINT tasks_class_check CHECK ((class = ANY (ARRAY['interactive'::text, 'batch'::text]))),
     CONSTRAINT tasks_input_check CHECK ((input >= 0)),
+    CONSTRAINT tasks_purged CHECK (((purged_at IS NULL) OR ((ended_at IS NOT NULL) AND (filename IS NULL)))),
     CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'running'::text, 'succeeded'::text, 'failed'::text, 'unprocessable'::text, 'cancelled'::text])))
 );
 
@@ -100,9 +102,8 @@ CREATE TABLE wharf.tenants (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     file_retention interval,
     job_retention interval,
-    CONSTRAINT tenants_file_retention_check CHECK ((file_retention > '00:00:00'::interval)),
-    CONSTRAINT tenants_job_retention_check CHECK ((job_retention > '00:00:00'::interval)),
-    CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text))
+    CONSTRAINT tenants_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9-]{0,62}$'::text)),
+    CONSTRAINT tenants_retention CHECK (((file_retention > '00:00:00'::interval) AND (job_retention > '00:00:00'::interval)))
 );
 
 ALTER TABLE ONLY wharf.tenants FORCE ROW LEVEL SECURITY;
@@ -204,7 +205,7 @@ CREATE TABLE wharf.blobs (
     fault text,
     verified_at timestamp with time zone,
     placed_at timestamp with time zone,
-    CONSTRAINT blobs_fault_check CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
+    CONSTRAINT blobs_fault CHECK ((fault = ANY (ARRAY['corrupt'::text, 'missing'::text]))),
     CONSTRAINT blobs_fault_told CHECK (((state <> 'quarantined'::text) OR (fault IS NOT NULL))),
     CONSTRAINT blobs_sha256_check CHECK ((octet_length(sha256) = 32)),
     CONSTRAINT blobs_size_check CHECK ((size > 0)),
@@ -384,6 +385,63 @@ END;
 
 ALTER FUNCTION wharf.pool_running(wanted_pool text) OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) RETURNS uuid[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+DECLARE
+    me uuid := wharf.current_tenant();
+    of_tasks uuid[];
+    of_files uuid[];
+    of_jobs uuid[];
+    results_gone integer;
+    cancelled_tasks integer;
+BEGIN
+    -- Nobody waits for the lock of bytes that the tenant has nothing of: that would tell that others have.
+    IF NOT EXISTS (SELECT FROM wharf.files f WHERE f.sha256 = wanted_sha256 AND f.tenant_id = me)
+        AND wharf.tasks_of_picture(me, wanted_sha256) = '{}'
+    THEN
+        RETURN NULL;
+    END IF;
+    PERFORM FROM wharf.blobs b WHERE b.sha256 = wanted_sha256 FOR UPDATE;
+
+    of_tasks := wharf.tasks_of_picture(me, wanted_sha256);
+    PERFORM FROM wharf.tasks t WHERE t.id = ANY (of_tasks) ORDER BY t.id FOR UPDATE;
+    WITH cancelled AS (
+        UPDATE wharf.tasks t SET state = 'cancelled', lease_until = NULL, ended_at = now()
+        WHERE t.id = ANY (of_tasks) AND t.state IN ('queued', 'running')
+        RETURNING t.job_id
+    )
+    SELECT count(*), coalesce(array_agg(DISTINCT c.job_id), '{}') INTO cancelled_tasks, of_jobs FROM cancelled c;
+    DELETE FROM wharf.results r WHERE r.task_id = ANY (of_tasks);
+    GET DIAGNOSTICS results_gone = ROW_COUNT;
+    UPDATE wharf.tasks t
+    SET purged_at = now(), filename = NULL,
+        error_detail = CASE WHEN t.error_code IS NOT NULL THEN 'What was said of it has been purged.' END
+    WHERE t.id = ANY (of_tasks);
+
+    WITH gone AS (
+        DELETE FROM wharf.files f WHERE f.sha256 = wanted_sha256 AND f.tenant_id = me RETURNING f.id
+    )
+    SELECT coalesce(array_agg(g.id ORDER BY g.id), '{}') INTO of_files FROM gone g;
+    IF of_files = '{}' AND of_tasks = '{}' THEN
+        RETURN NULL;
+    END IF;
+
+    INSERT INTO wharf.suspects AS s (sha256, since)
+        SELECT b.sha256, '-infinity' FROM wharf.blobs b WHERE b.sha256 = wanted_sha256
+        ON CONFLICT (sha256) DO UPDATE SET since = excluded.since, look_at = excluded.look_at;
+
+    INSERT INTO wharf.purges (id, tenant_id, sha256, file_ids, results, tasks_cancelled, bytes_gone_by)
+        VALUES (receipt_id, me, wanted_sha256, of_files, results_gone, cancelled_tasks, now() + gone_within);
+    INSERT INTO wharf.purged_files (file_id, tenant_id, purge_id)
+        SELECT gone.file_id, me, receipt_id FROM unnest(of_files) AS gone (file_id);
+    RETURN of_jobs;
+END
+$$;
+
+ALTER FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.refuse_change() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO ''
@@ -531,6 +589,22 @@ END;
 
 ALTER FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) RETURNS uuid[]
+    LANGUAGE sql
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT COALESCE(array_agg(found.id), '{}'::uuid[]) AS "coalesce"
+    FROM ( SELECT t.id
+            FROM wharf.tasks t
+           WHERE ((t.sha256 = tasks_of_picture.wanted_sha256) AND (t.tenant_id = tasks_of_picture.of_tenant) AND (t.state = ANY (ARRAY['queued'::text, 'running'::text])))
+         UNION ALL
+          SELECT t.id
+            FROM wharf.tasks t
+           WHERE ((t.sha256 = tasks_of_picture.wanted_sha256) AND (t.tenant_id = tasks_of_picture.of_tenant) AND (t.state <> ALL (ARRAY['queued'::text, 'running'::text])) AND (t.purged_at IS NULL))) found;
+END;
+
+ALTER FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) OWNER TO wharf_owner;
+
 CREATE TABLE wharf.cleanup_runs (
     id uuid NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -618,6 +692,32 @@ CREATE TABLE wharf.migrations (
 );
 
 ALTER TABLE wharf.migrations OWNER TO wharf_owner;
+
+CREATE TABLE wharf.purged_files (
+    file_id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    purge_id uuid NOT NULL
+);
+
+ALTER TABLE ONLY wharf.purged_files FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.purged_files OWNER TO wharf_owner;
+
+CREATE TABLE wharf.purges (
+    id uuid NOT NULL,
+    tenant_id uuid NOT NULL,
+    sha256 bytea NOT NULL,
+    file_ids uuid[] NOT NULL,
+    results integer NOT NULL,
+    tasks_cancelled integer NOT NULL,
+    purged_at timestamp with time zone DEFAULT now() NOT NULL,
+    bytes_gone_by timestamp with time zone NOT NULL,
+    CONSTRAINT purges_sha256_check CHECK ((octet_length(sha256) = 32))
+);
+
+ALTER TABLE ONLY wharf.purges FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.purges OWNER TO wharf_owner;
 
 CREATE TABLE wharf.relays (
     name text NOT NULL,
@@ -738,6 +838,12 @@ ALTER TABLE ONLY wharf.models
 ALTER TABLE ONLY wharf.pools
     ADD CONSTRAINT pools_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY wharf.purged_files
+    ADD CONSTRAINT purged_files_pkey PRIMARY KEY (file_id);
+
+ALTER TABLE ONLY wharf.purges
+    ADD CONSTRAINT purges_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY wharf.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
@@ -817,6 +923,8 @@ CREATE INDEX jobs_reruns ON wharf.jobs USING btree (rerun_of) WHERE (rerun_of IS
 
 CREATE INDEX jobs_with_failures ON wharf.jobs USING btree (id) WHERE (failed > 0);
 
+CREATE INDEX purges_by_content ON wharf.purges USING btree (tenant_id, sha256, id);
+
 CREATE INDEX suspects_by_time ON wharf.suspects USING btree (since, sha256);
 
 CREATE INDEX tasks_by_worker ON wharf.tasks USING btree (worker) WHERE (state = 'running'::text);
@@ -824,6 +932,8 @@ CREATE INDEX tasks_by_worker ON wharf.tasks USING btree (worker) WHERE (state = 
 CREATE INDEX tasks_holding ON wharf.tasks USING btree (sha256) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 
 CREATE INDEX tasks_leases ON wharf.tasks USING btree (lease_until) WHERE (state = 'running'::text);
+
+CREATE INDEX tasks_of_picture ON wharf.tasks USING btree (tenant_id, sha256) WHERE ((state <> ALL (ARRAY['queued'::text, 'running'::text])) AND (purged_at IS NULL));
 
 CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 
@@ -858,6 +968,12 @@ ALTER TABLE ONLY wharf.idempotency_keys
 ALTER TABLE ONLY wharf.jobs
     ADD CONSTRAINT jobs_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
 
+ALTER TABLE ONLY wharf.purged_files
+    ADD CONSTRAINT purged_files_purge_id_fkey FOREIGN KEY (purge_id) REFERENCES wharf.purges(id);
+
+ALTER TABLE ONLY wharf.purges
+    ADD CONSTRAINT purges_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
+
 ALTER TABLE ONLY wharf.results
     ADD CONSTRAINT results_task_id_tenant_id_fkey FOREIGN KEY (task_id, tenant_id) REFERENCES wharf.tasks(id, tenant_id);
 
@@ -880,6 +996,10 @@ CREATE POLICY api_own ON wharf.files TO wharf_api USING ((tenant_id = ( SELECT w
 CREATE POLICY api_own ON wharf.idempotency_keys TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
 CREATE POLICY api_own ON wharf.jobs TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.purged_files FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.purges FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
 CREATE POLICY api_own ON wharf.results FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
@@ -931,6 +1051,10 @@ CREATE POLICY owner_all ON wharf.idempotency_keys TO wharf_owner USING (true) WI
 
 CREATE POLICY owner_all ON wharf.jobs TO wharf_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner_all ON wharf.purged_files TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.purges TO wharf_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner_all ON wharf.released TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.results TO wharf_owner USING (true) WITH CHECK (true);
@@ -940,6 +1064,10 @@ CREATE POLICY owner_all ON wharf.suspects TO wharf_owner USING (true) WITH CHECK
 CREATE POLICY owner_all ON wharf.tasks TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.tenants TO wharf_owner USING (true) WITH CHECK (true);
+
+ALTER TABLE wharf.purged_files ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.purges ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY relay_all ON wharf.jobs TO wharf_relay USING (true) WITH CHECK (true);
 
@@ -1110,6 +1238,9 @@ GRANT ALL ON FUNCTION wharf.pool_backlog(wanted_pool text, most integer) TO whar
 REVOKE ALL ON FUNCTION wharf.pool_running(wanted_pool text) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.pool_running(wanted_pool text) TO wharf_api;
 
+REVOKE ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) TO wharf_api;
+
 REVOKE ALL ON FUNCTION wharf.refuse_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) FROM PUBLIC;
@@ -1139,6 +1270,8 @@ REVOKE ALL ON FUNCTION wharf.suspect_removed() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) FROM PUBLIC;
 
 GRANT SELECT ON TABLE wharf.cleanup_runs TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.cleanup_runs TO wharf_cleanup;
@@ -1195,6 +1328,10 @@ GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_api;
 GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_worker;
 GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_relay;
 GRANT SELECT(version) ON TABLE wharf.migrations TO wharf_cleanup;
+
+GRANT SELECT ON TABLE wharf.purged_files TO wharf_api;
+
+GRANT SELECT ON TABLE wharf.purges TO wharf_api;
 
 GRANT SELECT ON TABLE wharf.relays TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;

@@ -15,9 +15,10 @@ from typing import Annotated
 import httpx
 import typer
 
-from custody.database import Database, describe
+from custody.cleanup import list_runs
+from custody.database import Database, Transaction, describe
 from custody.errors import CustodyError, StartError
-from custody.installation import check_volume
+from custody.installation import check_volume, sweep_off
 from custody.models import list_models
 from custody.settings import QueueSettings, load
 from custody.transport.connection import Connection, Login, QueueError
@@ -127,6 +128,7 @@ async def _look_inside(database: Database, volume: Path | None) -> list[Finding]
         server = await describe(transaction)
         findings = [Finding("database", "ok", f"PostgreSQL {server.version} answers {server.user}")]
         findings.append(_clock("the database's", abs(server.clock - time.time())))
+        findings += await _cleanups(transaction)
         models = await list_models(transaction)
         if volume is not None:
             try:
@@ -139,6 +141,22 @@ async def _look_inside(database: Database, volume: Path | None) -> list[Finding]
         findings.append(Finding("model", "ok" if model.ready_workers else "warning", living, advice))
     if not models:
         findings.append(Finding("model", "warning", "none is registered", "Start a worker with WHARF_MODEL=FILE.onnx."))
+    return findings
+
+
+async def _cleanups(transaction: Transaction) -> list[Finding]:
+    runs = await list_runs(transaction, 1)
+    if not runs:
+        return [Finding("cleanup", "warning", "none has run yet", "Run `wharf cleanup --every 300`, or on a schedule.")]
+    (last,) = runs
+    told = f"the last one began {last.started_at:%Y-%m-%d %H:%M} UTC: {last.stopped or 'it runs'}, {last.errors} errors"
+    failed = last.errors > 0 or last.stopped in ("error", "killed")
+    advice = "See `wharf cleanup --history`." if failed else ""
+    findings = [Finding("cleanup", "warning" if failed else "ok", told, advice)]
+    if off := await sweep_off(transaction):
+        findings.append(
+            Finding("cleanup", "warning", f"orphans are only reported: {off.reason}", "Run `wharf verify`.")
+        )
     return findings
 
 

@@ -18,6 +18,7 @@ from wharfinger.patience import Patience
 from wharfinger.pools import Pools
 from wharfinger.session import Session
 from wharfinger.source import Picture, Report, Source, source_of
+from wharfinger.tenant import OwnTenant
 
 # One request up to here; beyond, file by file, so that a broken connection costs one file and not all of them.
 _ONE_REQUEST_PICTURES = 16
@@ -53,6 +54,7 @@ class Client:
         self.models = Models(self._session)
         self.pools = Pools(self._session)
         self.keys = Keys(self._session)
+        self.tenant = OwnTenant(self._session)
         self.audit = Audit(self._session)
 
     def predict(
@@ -65,10 +67,12 @@ class Client:
         priority: Priority | str | None = None,
         metadata: dict[str, Any] | None = None,
         expires_in: float | None = None,
+        file_expires_in: float | None = None,
         wait: float | None = None,
     ) -> Job:
         """One job on these pictures, paths or encoded bytes, once it has ended; or as it is after `wait` seconds.
-        `expires_in`: seconds after which it ends as `expired` unless it has ended.
+        `expires_in`: seconds after which it ends as `expired` unless it has ended; `file_expires_in`: seconds for which
+        the pictures are kept.
 
         The job's `state` says how it ended and its `results` what was found, in the order of the pictures: an input
         that failed has an `error` there and leaves the others theirs. Raises ValueError for no pictures or parameters
@@ -83,7 +87,7 @@ class Client:
         ]
         if len(sources) > _ONE_REQUEST_PICTURES or sum(each.size for each in sources) > _ONE_REQUEST_BYTES:
             job = self.jobs.submit(
-                [self.files.upload_source(each) for each in sources],
+                [self.files.upload_source(each, expires_in=file_expires_in) for each in sources],
                 model=model,
                 conf=conf,
                 iou=iou,
@@ -98,15 +102,23 @@ class Client:
             "priority": None if priority is None else str(Priority(priority)),
             "metadata": None if metadata is None else json.dumps(metadata, allow_nan=False),
             "expires_in": expires_in,
+            "file_expires_in": file_expires_in,
             **(tuned.model_dump(exclude_unset=True) if tuned else {}),
         }
         first = _FIRST_WAIT_SECONDS if wait is None else min(wait, _FIRST_WAIT_SECONDS)
         job = self._predict_in_one_request(sources, {k: v for k, v in fields.items() if v is not None}, first)
         return self.jobs.finish(job, None if wait is None else wait - first)
 
-    def upload(self, picture: Picture, *, filename: str | None = None, progress: Report | None = None) -> File:
+    def upload(
+        self,
+        picture: Picture,
+        *,
+        filename: str | None = None,
+        expires_in: float | None = None,
+        progress: Report | None = None,
+    ) -> File:
         """`files.upload`: put a file into custody, streamed from disk; bytes held already are not sent again."""
-        return self.files.upload(picture, filename=filename, progress=progress)
+        return self.files.upload(picture, filename=filename, expires_in=expires_in, progress=progress)
 
     def close(self) -> None:
         self._session.close()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from wharfinger.commands import files, jobs, keys, models, pools, server
+from wharfinger.commands import files, jobs, keys, models, pools, server, tenant
 from wharfinger.commands.audit import audit
 from wharfinger.commands.failures import exit_code, explain
 from wharfinger.commands.output import say
@@ -55,6 +55,7 @@ def _wharf(
 app.command()(predict)
 app.command()(upload)
 app.command()(audit)
-for _noun, _commands in {"files": files, "jobs": jobs, "models": models, "pools": pools, "keys": keys}.items():
+_NOUNS = {"files": files, "jobs": jobs, "models": models, "pools": pools, "keys": keys, "tenant": tenant}
+for _noun, _commands in _NOUNS.items():
     app.add_typer(_commands.app, name=_noun)
 server.register(app, entry_points(group=server.GROUP))

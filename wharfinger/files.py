@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from datetime import datetime
 from itertools import chain
 from typing import Any, BinaryIO
 from uuid import UUID, uuid4
 
-from custody.wire import File, FileList, FilePage
+from custody.wire import File, FileList, FilePage, PurgeReceipt
 from wharfinger.errors import FileChangedError, NotFoundError
 from wharfinger.session import Session, segment
 from wharfinger.source import Picture, Report, Source, source_of
@@ -17,24 +18,34 @@ class Files:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def upload(self, picture: Picture, *, filename: str | None = None, progress: Report | None = None) -> File:
+    def upload(
+        self,
+        picture: Picture,
+        *,
+        filename: str | None = None,
+        expires_in: float | None = None,
+        progress: Report | None = None,
+    ) -> File:
         """Put a file into custody, streamed from disk. Bytes that the tenant holds already are not sent again.
+        `expires_in`: seconds for which it is kept; otherwise as long as the tenant keeps files.
 
         Raises OSError where a path cannot be read, FileChangedError where it changes meanwhile, and InvalidRequestError
         for what the service does not accept.
         """
-        return self.upload_source(source_of(picture, filename), progress=progress)
+        return self.upload_source(source_of(picture, filename), expires_in=expires_in, progress=progress)
 
-    def upload_source(self, source: Source, *, progress: Report | None = None) -> File:
+    def upload_source(self, source: Source, *, expires_in: float | None = None, progress: Report | None = None) -> File:
         """`upload` for what has been opened already."""
         digest = source.sha256()
+        kept = {} if expires_in is None else {"expires_in": expires_in}
         if self.holds(digest):
             with suppress(NotFoundError):  # Held a moment ago, and deleted since.
-                file = self._session.post(f"/v1/files/sha256:{digest}", File, params={"filename": source.filename})
+                named = {"filename": source.filename, **kept}
+                file = self._session.post(f"/v1/files/sha256:{digest}", File, params=named)
                 if progress is not None:
                     progress(source.size, source.size)
                 return file
-        file = self._send(source, progress)
+        file = self._send(source, kept, progress)
         if file.sha256 != digest:
             raise FileChangedError(f"{source.filename} changed while it was sent: send it again")
         return file
@@ -71,7 +82,33 @@ class Files:
     def delete(self, file_id: UUID | str) -> None:
         self._session.call("DELETE", f"/v1/files/{segment(file_id)}")
 
-    def _send(self, source: Source, progress: Report | None) -> File:
+    def pin(self, file_id: UUID | str) -> File:
+        """Keep a file until it is unpinned."""
+        return self._change(file_id, pinned=True)
+
+    def unpin(self, file_id: UUID | str) -> File:
+        """Keep a file until its `expires_at`; where that has passed, from now on as long as a new one."""
+        return self._change(file_id, pinned=False)
+
+    def expire(self, file_id: UUID | str, at: datetime | None = None) -> File:
+        """Keep a file until then; None: from now on as long as a new one. Raises ValueError for a time without an
+        offset."""
+        if at is not None and at.utcoffset() is None:
+            raise ValueError("`at` needs an offset: datetime.now(UTC) + timedelta(days=7), say")
+        return self._change(file_id, expires_at=None if at is None else at.isoformat())
+
+    def purge(self, file_id: UUID | str) -> PurgeReceipt:
+        """Take a picture back for good: all that the tenant has of this file's bytes goes, the other files of the same
+        bytes, the results of jobs on them and their filenames, and what has not ended is cancelled. Purged again, it
+        gives the same receipt. `file_id` may be `sha256:HEX`, for results whose files are gone."""
+        digest = str(file_id).removeprefix("sha256:")
+        name = segment(file_id) if digest == str(file_id) else f"sha256:{segment(digest)}"
+        return self._session.delete(f"/v1/files/{name}", PurgeReceipt, params={"purge": "true"})
+
+    def _change(self, file_id: UUID | str, **changes: Any) -> File:
+        return self._session.patch(f"/v1/files/{segment(file_id)}", File, changes)
+
+    def _send(self, source: Source, params: dict[str, float], progress: Report | None) -> File:
         boundary = uuid4().hex
         head = (
             f"--{boundary}\r\n"
@@ -87,7 +124,7 @@ class Files:
         def body(_: ExitStack) -> dict[str, Any]:
             return {"content": chain([head], source.chunks(progress), [tail])}
 
-        return self._session.post("/v1/files", FileList, body, headers=headers).items[0]
+        return self._session.post("/v1/files", FileList, body, headers=headers, params=params).items[0]
 
 
 def _escaped(filename: str) -> str:

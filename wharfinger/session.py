@@ -72,6 +72,16 @@ class Session:
     ) -> W:
         return self._parse(self.call("POST", path, body, headers=headers, params=params, wait=wait), answer)
 
+    def patch(self, path: str, answer: type[W], changes: Mapping[str, Any]) -> W:
+        return self._parse(self.call("PATCH", path, lambda _: {"json": dict(changes)}), answer)
+
+    def delete(self, path: str, answer: type[W], *, params: Mapping[str, Any]) -> W:
+        """A DELETE that is answered with a document, also where it was done before."""
+        response = self.call("DELETE", path, params=params)
+        if not response.is_success:
+            raise self._failure(response, None)
+        return self._parse(response, answer)
+
     def pages(self, path: str, page: type[P], params: Mapping[str, Any]) -> Iterator[P]:
         """The pages of a list, each asked for when it is needed."""
         cursor: str | None = None

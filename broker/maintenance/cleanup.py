@@ -17,6 +17,7 @@ from custody import audit, cleanup, installation
 from custody.cleanup import FAILURES, Plan, Retention, Run
 from custody.database import Database, Transaction
 from custody.errors import CustodyError
+from custody.installation import SweepOff
 from custody.removal import FOLDERS, FOLDERS_AT_ONCE, Removal, Sight, Stray, Withdrawal, Withdrawn
 from custody.volume import Volume
 
@@ -91,7 +92,7 @@ class Cleanup:
         self._asked_to_stop = True
 
     async def run(self) -> Run:
-        """Everything that is due, and a row of it in the history.
+        """Everything that is due, and a row of it in the history. The volume's instance is this run's alone.
 
         Raises `StartError` where the volume is not this database's, `CustodyError` where one of them does not answer;
         the history has that too, where it can."""
@@ -121,6 +122,7 @@ class Cleanup:
         try:
             mark = await self._compare_marks()
             self._tell("what a former cleanup has left")
+            await self._volume.run(self._volume.discard_former)
             await self._settle(await self._removal.left_withdrawn())
             self._tell("files that have expired or were deleted")
             await self._each(cleanup.find_undated, self._date_files)
@@ -256,9 +258,11 @@ class Cleanup:
         begin = last.swept_to if last and last.swept_to is not None and last.swept_to < FOLDERS else 0
         files = 0
         orphans: dict[bytes, int] = {}
+        # Told when its orphans are on their way: a crash before that makes the next sweep begin here.
+        self._run.swept_to = seen = begin
+        stopped = None
         try:
             for first in range(begin, FOLDERS, FOLDERS_AT_ONCE):
-                self._run.swept_to = first
                 self._look_at_the_time()
                 sight = await look(self._database, self._removal, first)
                 files += sight.files
@@ -269,10 +273,18 @@ class Cleanup:
                 for sha256 in sight.missing:
                     self._run.missing += 1
                     self._fault(sha256.hex(), "its bytes are missing", counts=False)
+                seen = first + FOLDERS_AT_ONCE
                 await self._save_now_and_then()
-            self._run.swept_to = FOLDERS
-        finally:
-            self._run.orphans = len(orphans)
+        except _StopError as reason:
+            stopped = reason
+        self._run.orphans = len(orphans)
+        taken = await self._take(orphans, files, off)
+        self._run.swept_to = seen
+        if stopped:
+            raise stopped
+        return taken
+
+    async def _take(self, orphans: Mapping[bytes, int], files: int, off: SweepOff | None) -> bool:
         if not orphans:
             return False
         if off:

@@ -124,7 +124,8 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
 
 @asynccontextmanager
 async def _opened(settings: CleanupSettings) -> AsyncIterator[tuple[Database, Volume]]:
-    volume = Volume(settings.volume, instance=settings.instance)
+    # No broker's name has a dot: what the one leaves in progress is never taken for the other's.
+    volume = Volume(settings.volume, instance=f"cleanup.{settings.instance}")
     async with Database(
         settings.database_url.get_secret_value(), name="wharf cleanup", role="wharf_cleanup", size=2, by_index=True
     ) as database:

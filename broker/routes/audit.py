@@ -1,10 +1,11 @@
 """/v1/audit: receipts of who did and read what, for admins."""
 
+import re
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 
 from broker import paging, problems
 from broker.access import Admin
@@ -13,6 +14,16 @@ from broker.service import ServiceDep
 from custody import audit
 from custody.audit import Action
 from custody.wire import ReceiptPage
+
+
+def _rfc3339(text: str) -> str:
+    """Else a number would be a time, in whatever unit."""
+    if not re.match(r"\d{4}-\d\d-\d\d[T ]", text):
+        raise ValueError("a time is RFC 3339, as 2026-11-30T12:00:00Z")
+    return text
+
+
+Moment = Annotated[AwareDatetime | None, BeforeValidator(_rfc3339)]
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
@@ -28,8 +39,8 @@ async def list_receipts(
     key: Annotated[UUID | None, Query(description="Of the key that asked")] = None,
     action: Annotated[str | None, Query(pattern=r"^[a-z]+\.[a-z_]+$", max_length=40)] = None,
     request_id: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._-]{1,128}$")] = None,
-    since: AwareDatetime | None = None,
-    until: Annotated[AwareDatetime | None, Query(description="Not included")] = None,
+    since: Moment = None,
+    until: Annotated[Moment, Query(description="Not included")] = None,
 ) -> Response:
     """Newest first."""
     async with service.database.transaction(principal.tenant_id) as transaction:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from uuid import UUID
 
@@ -15,16 +16,32 @@ from broker.answers import answer, no_such, parse_id
 from broker.media import MEDIA_TYPES
 from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
-from custody import idempotency
+from custody import erasure, idempotency
 from custody.audit import Action
 from custody.database import Transaction
+from custody.erasure import Purged
 from custody.errors import CustodyError
 from custody.files import damaged
+from custody.notices import job_ended
 from custody.tenants import Principal
 from custody.volume import CHUNK
-from custody.wire import File, FileList, FilePage, FileState, Outcome
+from custody.wire import (
+    MOST_DAYS,
+    File,
+    FileList,
+    FilePage,
+    FilePatch,
+    FileState,
+    KeptSeconds,
+    Outcome,
+    PurgeReceipt,
+    UploadFields,
+)
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
+
+JOBS_FINISHED = 100
+"""After a purge, before its answer; a reconcile finishes the rest."""
 
 PICTURES = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
 UPLOAD_BODY = {
@@ -35,13 +52,26 @@ UPLOAD_BODY = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
-                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "properties": {
+                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
+                    },
                 }
             },
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
+
+PATCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/FilePatch"}}},
+    }
+}
+LET_GO = problems.answers(*problems.KEYED, "forbidden", "not_found", "invalid_request")
+
+ExpiresIn = Annotated[KeptSeconds | None, Query()]
 
 
 @router.post(
@@ -55,13 +85,19 @@ UPLOAD_BODY = {
     openapi_extra=UPLOAD_BODY,
 )
 async def upload(
-    request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
+    request: Request,
+    service: ServiceDep,
+    principal: Writer,
+    expires_in: ExpiresIn = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Takes files: multipart with parts `file`, or one file as the raw body. When this answers, they are safe."""
+    """Takes files: multipart with parts `file`, or one file as the raw body. When this answers, they are safe. In a
+    multipart body, `expires_in` may be a field too."""
     tenant, request_id = principal.tenant_id, request.scope["request_id"]
     async with body.receive(request, service, tenant, part="file", raw=True) as received:
+        kept_for = body.fields_of(received, UploadFields).expires_in or expires_in
         digests = [upload.staged.sha256 for upload in received.uploads]
-        wanted = idempotency.fingerprint("POST /v1/files", {}, digests)
+        wanted = idempotency.fingerprint("POST /v1/files", _asked(expires_in=kept_for), digests)
         async with service.database.transaction(tenant) as transaction:
             if replay := await idempotency.begin(transaction, tenant, idempotency_key, wanted):
                 files = await _again(service, transaction, replay.resource)
@@ -69,7 +105,7 @@ async def upload(
                     transaction, principal, request_id, Action.FILE_UPLOADED, outcome=Outcome.REPLAYED, files=files
                 )
                 return answer(FileList(items=files), replay.status)
-            kept = await service.files.keep(transaction, tenant, received.uploads)
+            kept = await service.files.keep(transaction, tenant, received.uploads, kept_for=kept_for)
             ids = [file.id for file in kept.files]
             status = 200 if kept.held_before else 201
             await idempotency.record(transaction, tenant, idempotency_key, status=status, resource=ids)
@@ -113,7 +149,9 @@ async def held(request: Request, service: ServiceDep, principal: Reader, sha256:
     "/sha256:{sha256}",
     response_model=File,
     status_code=201,
-    responses=problems.answers(*problems.KEYED, "forbidden", "not_found", *problems.IDEMPOTENT, "gone"),
+    responses=problems.answers(
+        *problems.KEYED, "forbidden", "not_found", "invalid_request", *problems.IDEMPOTENT, "gone"
+    ),
 )
 async def add_known(
     request: Request,
@@ -121,11 +159,13 @@ async def add_known(
     principal: Writer,
     sha256: str,
     filename: str | None = None,
+    expires_in: ExpiresIn = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """A new file on bytes that your tenant holds already: nothing is sent."""
     tenant, request_id = principal.tenant_id, request.scope["request_id"]
-    wanted = idempotency.fingerprint("POST /v1/files/sha256", {"filename": filename}, [_digest(sha256)])
+    fields = {"filename": filename, **_asked(expires_in=expires_in)}
+    wanted = idempotency.fingerprint("POST /v1/files/sha256", fields, [_digest(sha256)])
     async with service.database.transaction(tenant) as transaction:
         if replay := await idempotency.begin(transaction, tenant, idempotency_key, wanted):
             [file] = await _again(service, transaction, replay.resource)
@@ -133,7 +173,9 @@ async def add_known(
                 transaction, principal, request_id, Action.FILE_ADDED, outcome=Outcome.REPLAYED, files=[file]
             )
             return answer(file, replay.status)
-        known = await service.files.keep_known(transaction, tenant, _digest(sha256), body.clean_filename(filename))
+        known = await service.files.keep_known(
+            transaction, tenant, _digest(sha256), body.clean_filename(filename), kept_for=expires_in
+        )
         if known is None:
             raise CustodyError("not_found", "You hold no file of these bytes. Upload it with POST /v1/files.")
         await idempotency.record(transaction, tenant, idempotency_key, status=201, resource=[known.id])
@@ -192,17 +234,118 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
     return StreamingResponse(_chunks(service, descriptor, span), status, headers, media_type=file.media_type)
 
 
-@router.delete("/{file_id}", status_code=204, responses=problems.answers(*problems.KEYED, "forbidden", "not_found"))
-async def delete(request: Request, service: ServiceDep, principal: Writer, file_id: str) -> Response:
-    """Lets go of the file. Jobs that run on it keep its bytes until they end."""
+@router.patch(
+    "/{file_id}",
+    response_model=File,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found", *problems.JSON_BODY),
+    openapi_extra=PATCH_BODY,
+)
+async def change(request: Request, service: ServiceDep, principal: Writer, file_id: str) -> Response:
+    """When it expires, and whether it is pinned."""
+    wanted = parse_id(file_id, "file")
+    patch = await body.read_json(request, FilePatch, service.settings)
+    _check_expiry(patch)
     async with service.database.transaction(principal.tenant_id) as transaction:
-        file = await service.files.delete(transaction, parse_id(file_id, "file"))
+        file = await service.files.change(transaction, wanted, patch)
         if file is None:
             raise no_such("file")
         await service.audit.record(
-            transaction, principal, request.scope["request_id"], Action.FILE_DELETED, files=[file]
+            transaction,
+            principal,
+            request.scope["request_id"],
+            Action.FILE_CHANGED,
+            files=[file],
+            details=patch.model_dump(mode="json", exclude_unset=True),
         )
-    return Response(status_code=204)
+    return answer(file)
+
+
+@router.delete("/sha256:{sha256}", response_model=PurgeReceipt, responses=LET_GO)
+async def purge_content(
+    request: Request, service: ServiceDep, principal: Writer, sha256: str, purge: Annotated[bool, Query()]
+) -> Response:
+    """As a purge by one of its files, also where your tenant has only results of these bytes."""
+    if not purge:
+        raise CustodyError("invalid_request", "Files are deleted by their ids; bytes are only purged.", field="purge")
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        purged = await erasure.purge_content(transaction, _digest(sha256), gone_within=_gone_within(service))
+        if purged is None:
+            raise CustodyError("not_found", "You have nothing of these bytes.")
+        await _record_purge(request, service, transaction, principal, purged)
+    return await _purge_answer(service, principal.tenant_id, purged)
+
+
+@router.delete(
+    "/{file_id}",
+    status_code=204,
+    responses={200: {"model": PurgeReceipt, "description": "Purged, now or by the same request before"}, **LET_GO},
+)
+async def delete(
+    request: Request, service: ServiceDep, principal: Writer, file_id: str, purge: bool = False
+) -> Response:
+    """Lets go of the file. Jobs that run on it keep its bytes until they end. With `purge=true` all that your
+    tenant has of its bytes goes at once: every file of them, their results and filenames; what has not ended is
+    cancelled."""
+    wanted = parse_id(file_id, "file")
+    async with service.database.transaction(principal.tenant_id) as transaction:
+        if not purge:
+            file = await service.files.delete(transaction, wanted)
+            if file is None:
+                raise no_such("file")
+            await service.audit.record(
+                transaction, principal, request.scope["request_id"], Action.FILE_DELETED, files=[file]
+            )
+            return Response(status_code=204)
+        purged = await erasure.purge_file(transaction, wanted, gone_within=_gone_within(service))
+        if purged is None:
+            raise no_such("file")
+        await _record_purge(request, service, transaction, principal, purged)
+    return await _purge_answer(service, principal.tenant_id, purged)
+
+
+async def _record_purge(
+    request: Request, service: Service, transaction: Transaction, principal: Principal, purged: Purged
+) -> None:
+    await service.audit.record(
+        transaction,
+        principal,
+        request.scope["request_id"],
+        Action.FILE_PURGED,
+        outcome=Outcome.REPLAYED if purged.again else Outcome.DONE,
+        files=purged.files,
+        sha256=() if purged.files else [bytes.fromhex(purged.receipt.sha256)],
+        details=purged.receipt.model_dump(mode="json", include={"id", "results", "tasks_cancelled"}),
+    )
+
+
+async def _purge_answer(service: Service, tenant: UUID, purged: Purged) -> Response:
+    """The answer to a purge that is committed. Its jobs end here, as they do at a worker's end of their last task."""
+    for job_id in purged.jobs[:JOBS_FINISHED]:
+        async with service.database.transaction(tenant) as transaction:
+            ended = await service.jobs.finish(transaction, job_id)
+        if ended:
+            service.notices.tell(job_ended(job_id))
+    return answer(purged.receipt)
+
+
+def _gone_within(service: Service) -> float:
+    return service.settings.purge_hours * 3600
+
+
+def _check_expiry(patch: FilePatch) -> None:
+    now = datetime.now(UTC)
+    if patch.expires_at is not None and not now < patch.expires_at <= now + timedelta(days=MOST_DAYS):
+        raise CustodyError(
+            "invalid_request",
+            f"`expires_at` lies at most {MOST_DAYS} days ahead, and not in the past. Pin a file that shall stay for "
+            "longer; delete one that shall go.",
+            field="expires_at",
+        )
+
+
+def _asked(**fields: float | None) -> dict[str, float]:
+    """Those that were given: the others are no part of an idempotency key's request, as before they were known."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 async def _again(service: Service, transaction: Transaction, ids: Sequence[UUID]) -> list[File]:

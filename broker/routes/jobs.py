@@ -56,6 +56,7 @@ PREDICT_BODY = {
                         "max_detections": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 300},
                         "priority": {"type": "string", "enum": ["interactive", "batch"]},
                         "expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
+                        "file_expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
                         "metadata": {"type": "string", "description": "A JSON object"},
                     },
                 }
@@ -83,14 +84,14 @@ async def predict(
     """Upload and job in one call, one transaction. With `Prefer: wait=SECONDS` the answer has the boxes."""
     tenant, request_id = principal.tenant_id, request.scope["request_id"]
     async with body.receive(request, service, tenant, part="image", raw=False) as received:
-        wish = _wish(received.fields)
+        wish = body.fields_of(received, PredictFields)
         digests = [upload.staged.sha256 for upload in received.uploads]
         wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
         async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
                 model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
-                kept = await service.files.keep(transaction, tenant, received.uploads)
+                kept = await service.files.keep(transaction, tenant, received.uploads, kept_for=wish.file_expires_in)
                 job_id = await service.jobs.submit(
                     transaction,
                     tenant,
@@ -292,13 +293,6 @@ async def cancel(request: Request, service: ServiceDep, principal: Writer, job_i
         service.notices.tell(job_ended(wanted))
         log.info("job_cancelled", job_id=str(wanted))
     return await get(request, service, principal, job_id)
-
-
-def _wish(fields: Mapping[str, str]) -> PredictFields:
-    try:
-        return PredictFields.model_validate(fields)
-    except ValidationError as error:
-        raise problems.invalid(error) from None
 
 
 def _check_inputs(wish: JobSubmission, most: int) -> None:

@@ -172,7 +172,9 @@ async def _submit(
     await admit(service, admission, transaction, tenant, original.model, len(original.inputs))
     held = await service.files.hold_known(transaction, [each.sha256 for each in original.inputs])
     reruns.require_held(original, held)
-    new_job = await reruns.submit(transaction, original, traceparent=request.scope["traceparent"])
+    new_job = await service.jobs.repeat(
+        transaction, original.job_id, [each.input for each in original.inputs], traceparent=request.scope["traceparent"]
+    )
     await service.audit.record(
         transaction,
         principal,

@@ -2,8 +2,9 @@
 
 -- NULL: as the settings say (WHARF_FILE_RETENTION_DAYS, WHARF_JOB_RETENTION_DAYS).
 ALTER TABLE wharf.tenants
-    ADD COLUMN file_retention interval CHECK (file_retention > interval '0'),
-    ADD COLUMN job_retention interval CHECK (job_retention > interval '0');
+    ADD COLUMN file_retention interval,
+    ADD COLUMN job_retention interval,
+    ADD CONSTRAINT tenants_retention CHECK (file_retention > interval '0' AND job_retention > interval '0') NOT VALID;
 CREATE POLICY api_retention ON wharf.tenants FOR UPDATE TO wharf_api
     USING (id = (SELECT wharf.current_tenant())) WITH CHECK (id = (SELECT wharf.current_tenant()));
 GRANT UPDATE (file_retention, job_retention) ON wharf.tenants TO wharf_api;
@@ -12,24 +13,18 @@ GRANT UPDATE (file_retention, job_retention) ON wharf.tenants TO wharf_api;
 ALTER TABLE wharf.files
     ADD COLUMN pinned boolean NOT NULL DEFAULT false,
     ALTER COLUMN expires_at SET DEFAULT now() + interval '30 days';
-CREATE INDEX files_undated ON wharf.files (id) WHERE expires_at IS NULL AND deleted_at IS NULL AND NOT pinned;
-CREATE INDEX files_expiring ON wharf.files (expires_at, id) WHERE deleted_at IS NULL AND NOT pinned;
-CREATE INDEX files_deleted ON wharf.files (id) WHERE deleted_at IS NOT NULL;
-CREATE INDEX files_of_blob ON wharf.files (sha256);    -- every row: the foreign key looks here when a blob goes
 GRANT UPDATE (expires_at, pinned) ON wharf.files TO wharf_api;
 
-CREATE INDEX jobs_ended ON wharf.jobs (tenant_id, finished_at, id) WHERE state <> 'open';
-CREATE INDEX idempotency_keys_by_age ON wharf.idempotency_keys (created_at);
 
 -- `quarantined`: its bytes are damaged or gone (`fault`), and no new reference to it is made until an upload of the
 -- same bytes has put them in place again. `verified_at`: when they were last read and found right.
 ALTER TABLE wharf.blobs
-    ADD COLUMN fault text CHECK (fault IN ('corrupt', 'missing')),
+    ADD COLUMN fault text,
     ADD COLUMN verified_at timestamptz,
     DROP CONSTRAINT blobs_state_check,
-    ADD CONSTRAINT blobs_state_check CHECK (state IN ('present', 'deleting', 'quarantined')),
-    ADD CONSTRAINT blobs_fault_told CHECK (state <> 'quarantined' OR fault IS NOT NULL);
-CREATE INDEX blobs_deleting ON wharf.blobs (sha256) WHERE state = 'deleting';
+    ADD CONSTRAINT blobs_state_check CHECK (state IN ('present', 'deleting', 'quarantined')) NOT VALID,
+    ADD CONSTRAINT blobs_fault CHECK (fault IN ('corrupt', 'missing')) NOT VALID,
+    ADD CONSTRAINT blobs_fault_told CHECK (state <> 'quarantined' OR fault IS NOT NULL) NOT VALID;
 
 CREATE OR REPLACE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = ''
@@ -124,7 +119,7 @@ ALTER TABLE wharf.installation
     ADD COLUMN fingerprint text,
     ADD COLUMN sweep_off_since timestamptz,
     ADD COLUMN sweep_off_reason text,
-    ADD CONSTRAINT sweep_off_told CHECK ((sweep_off_since IS NULL) = (sweep_off_reason IS NULL));
+    ADD CONSTRAINT sweep_off_told CHECK ((sweep_off_since IS NULL) = (sweep_off_reason IS NULL)) NOT VALID;
 GRANT UPDATE (checkpoint, checkpoint_next, fingerprint, sweep_off_since, sweep_off_reason)
     ON wharf.installation TO wharf_cleanup;
 

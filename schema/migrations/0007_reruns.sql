@@ -2,8 +2,6 @@
 
 -- No foreign key: a rerun outlives the job that it repeats.
 ALTER TABLE wharf.jobs ADD COLUMN rerun_of uuid;
-CREATE INDEX jobs_reruns ON wharf.jobs (rerun_of) WHERE rerun_of IS NOT NULL;
-CREATE INDEX jobs_with_failures ON wharf.jobs (id) WHERE failed > 0;
 
 -- Ended jobs with failed inputs, of those that the caller sees, the oldest first: created before `walk_began`, and not
 -- rerun before that either. So a walk never meets what it made, and what it made before its answer was lost is told as

@@ -44,11 +44,6 @@ CREATE FUNCTION wharf.blob_faults(wanted bytea[]) RETURNS TABLE (sha256 bytea, f
 REVOKE ALL ON FUNCTION wharf.blob_faults FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION wharf.blob_faults TO wharf_api;
 
--- What a verification does next: the least recently read first; and what was found damaged.
-CREATE INDEX blobs_by_verification ON wharf.blobs ((coalesce(verified_at, '-infinity'::timestamptz)), sha256)
-    WHERE state = 'present';
-CREATE INDEX blobs_quarantined ON wharf.blobs (sha256) WHERE state = 'quarantined';
-
 -- The history of verifications. `stopped` is NULL while one runs; `killed` is written by the one that finds it so.
 -- `restored`: quarantined before, and found right. `strangers`: files of the tree that no row names, NULL where it was
 -- not counted. `quarantined`: in all, at its end.

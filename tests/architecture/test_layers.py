@@ -32,9 +32,10 @@ WRITERS = {
     "models": {"custody.models"},
     "workers": {"custody.models"},
     "relays": {"custody.relays"},
-    "blobs": {"custody.cleanup"},
+    "blobs": {"custody.cleanup", "custody.integrity"},
     "suspects": {"custody.cleanup"},
     "cleanup_runs": {"custody.cleanup"},
+    "verify_runs": {"custody.integrity"},
     "installation": {"broker.maintenance.migrate", "custody.installation"},
     "migrations": {"broker.maintenance.migrate"},
 }

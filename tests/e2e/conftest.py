@@ -36,7 +36,8 @@ HAZARD = {
 
 @pytest.fixture(scope="session")
 def up_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("up"))
+    # Tests count rows before and after: nothing goes by itself meanwhile.
+    up = Up(tmp_path_factory.mktemp("up"), {"WHARF_CLEANUP_EVERY_SECONDS": "100000"})
     try:
         up.start()
         yield up

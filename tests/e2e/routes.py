@@ -54,9 +54,9 @@ PAGED = MappingProxyType({"limit": "5", "cursor": "MDFhMWZmZmYtMDAwMC03MDAwLTgwM
 JOB = {"inputs": [{"sha256": SHA256}, {"file": ID}], "model": "digits", "priority": "batch", "expires_in": 60.5,
        "metadata": {"a": ["b", {"c": 1}]}, "params": {"conf": 0.5, "iou": 0.5, "max_detections": 5}}  # fmt: skip
 FIELDS = {"model": "digits", "conf": "0.5", "iou": "0.5", "max_detections": "5", "priority": "batch",
-          "expires_in": "60", "metadata": '{"a": 1}'}  # fmt: skip
+          "expires_in": "60", "file_expires_in": "60", "metadata": '{"a": 1}'}  # fmt: skip
 RETRY = {"state": "failed", "model": "digits", "error_code": "undecodable_image", "metadata": {"a": 1},
-         "created_after": "2026-01-01T00:00:00Z", "limit": 5, "dry_run": True, "all_tenants": False}  # fmt: skip
+          "created_after": "2026-01-01T00:00:00Z", "limit": 5, "dry_run": True, "all_tenants": False}  # fmt: skip
 
 RECEIPTS = {**PAGED, "object": ID, "key": ID, "action": "file.read", "request_id": "order-17",
             "since": "2026-01-01T00:00:00Z", "until": "2027-01-01T00:00:00Z"}  # fmt: skip
@@ -81,12 +81,16 @@ ROWS = [
     Row("GET", "/v1/models", "reader"),
     Row("GET", "/v1/models/{name}", "reader"),
     Row("GET", "/v1/pools", "reader"),
-    Row("POST", "/v1/files", "writer", picture="file", keyed=True),
-    Row("POST", "/v1/files/sha256:{sha256}", "writer", {"filename": "a.png"}, keyed=True),
-    Row("DELETE", "/v1/files/{file_id}", "writer"),
+    Row("POST", "/v1/files", "writer", {"expires_in": "60"}, fields={"expires_in": "60"}, picture="file", keyed=True),
+    Row("POST", "/v1/files/sha256:{sha256}", "writer", {"filename": "a.png", "expires_in": "60"}, keyed=True),
+    Row("PATCH", "/v1/files/{file_id}", "writer", json={"expires_at": "2031-05-01T12:00:00Z", "pinned": True}),
+    Row("DELETE", "/v1/files/{file_id}", "writer", {"purge": "false"}),
+    Row("DELETE", "/v1/files/sha256:{sha256}", "writer", {"purge": "true"}),
     Row("POST", "/v1/predict", "writer", fields=FIELDS, picture="image", keyed=True),
     Row("POST", "/v1/jobs", "writer", json=JOB, keyed=True),
     Row("POST", "/v1/jobs/{job_id}/cancel", "writer"),
+    Row("GET", "/v1/tenant", "admin"),
+    Row("PATCH", "/v1/tenant", "admin", json={"file_retention_days": 7, "job_retention_days": None}),
     Row("POST", "/v1/jobs/{job_id}/rerun", "writer", {"only": "failed"}, keyed=True),
     Row("POST", "/v1/jobs/retry", "admin", json=RETRY, keyed=True),
     Row("GET", "/v1/audit", "admin", RECEIPTS),

@@ -178,6 +178,18 @@ KNOWN = {
         _old_file,
         lambda http: http.get(f"/v1/files/{NONE}/content"),
     ),
+    "PATCH /v1/files/{file_id}": Case(
+        lambda a, http: http.patch(f"/v1/files/{a.file['id']}", json={"pinned": True}),
+        "file.changed",
+        _old_file,
+        lambda http: http.patch(f"/v1/files/{NONE}", json={"pinned": True}),
+    ),
+    "DELETE /v1/files/sha256:{sha256}": Case(
+        lambda a, http: http.delete(f"/v1/files/sha256:{a.new_file()['sha256']}", params={"purge": "true"}),
+        "file.purged",
+        lambda a, answer: ("files", answer.json()["file_ids"][0]),
+        lambda http: http.delete(f"/v1/files/sha256:{'0' * 64}", params={"purge": "true"}),
+    ),
     "DELETE /v1/files/{file_id}": Case(
         lambda a, http: http.delete(f"/v1/files/{a.new_file()['id']}"),
         "file.deleted",
@@ -278,6 +290,13 @@ KNOWN = {
         lambda http: http.delete(f"/v1/keys/{NONE}"),
     ),
     # What the audit itself answers, what is no tenant's, and what needs no key.
+    "GET /v1/tenant": Case(lambda a, http: http.get("/v1/tenant"), "tenant.seen"),
+    "PATCH /v1/tenant": Case(
+        lambda a, http: http.patch("/v1/tenant", json={"file_retention_days": 30}),
+        "tenant.changed",
+        None,
+        lambda http: http.patch("/v1/tenant", json={"file_retention_days": 0}),
+    ),
     "GET /v1/audit": Case(lambda a, http: http.get("/v1/audit"), "audit.listed"),
     "GET /livez": Case(lambda a, http: http.get("/livez"), None),
     "GET /readyz": Case(lambda a, http: http.get("/readyz"), None),
@@ -331,6 +350,16 @@ def test_every_route_leaves_the_receipt_that_the_table_says(audited: Audited, ro
             assert receipts[0] in by_object
     if route in ("HEAD /v1/files/sha256:{sha256}", "GET /v1/files/{file_id}/content", "POST /v1/files/sha256:{sha256}"):
         assert [file["sha256"] for file in receipts[0]["files"]] == [audited.file["sha256"]]
+
+
+def test_a_purge_that_is_sent_again_leaves_a_receipt_that_says_so(audited: Audited) -> None:
+    file = audited.new_file()
+    for _ in range(2):
+        answer = audited.http.delete(f"/v1/files/{file['id']}", params={"purge": "true"})
+        assert answer.is_success
+    found = audited.http.get("/v1/audit", params={"object": file["id"], "action": "file.purged"}).json()["items"]
+    assert [receipt["outcome"] for receipt in found] == ["replayed", "done"]
+    assert {receipt["details"]["id"] for receipt in found} == {answer.json()["id"]}
 
 
 @pytest.mark.parametrize("route", [route for route, case in KNOWN.items() if case.refuse])
@@ -476,7 +505,8 @@ def test_receipts_come_in_pages_newest_first(audited: Audited) -> None:
     [
         "object=17", "key=%00", "action=nothing", "action=a.b%00", f"action=a.{'b' * 40}", "request_id=",
         "request_id=a%20b", f"request_id={'a' * 129}", "since=yesterday", "since=2026-01-01T00:00:00",
-        "until=99999-01-01", "until=nan", "limit=0", "limit=1001", "limit=x", "cursor=x", "cursor=%ff", "cursor=MTc",
+        "until=99999-01-01", "until=nan", "until=0.5", "since=17",
+        "limit=0", "limit=1001", "limit=x", "cursor=x", "cursor=%ff", "cursor=MTc",
     ],
 )  # fmt: skip
 def test_filters_that_are_garbage_are_refused(audited: Audited, garbage: str) -> None:

@@ -155,6 +155,7 @@ def test_a_job_that_a_worker_holds_and_looks_at(cancelling: Cancelling, tenant: 
     until(lambda: cancelling.said(said).count('"void"') == 2, "their ends are void")
     results = assert_cancelled_for_good(tenant, job)
     assert {each["state"] for each in results} == {"cancelled"}
+    tenant.results(tenant.submit(1))
     assert cancelling.said(said).count('"slot_killed"') == 2, "what was held and not begun was let go"
 
 

@@ -33,7 +33,7 @@ def test_a_multipart_upload_answers_one_file_a_part_in_their_order(http: httpx.C
     assert (first["filename"], first["media_type"], first["size"]) == ("first.png", "image/png", len(page))
     assert (first["width"], first["height"], first["orientation"]) == (640, 480, 1)
     assert (second["filename"], second["media_type"]) == ("second.jpg", "image/jpeg")
-    assert (second["width"], second["height"], second["expires_at"]) == (30, 20, None)
+    assert (second["width"], second["height"], second["pinned"]) == (30, 20, False)
 
 
 def test_a_raw_body_is_a_file_whatever_its_content_type_says(http: httpx.Client, page: bytes) -> None:
@@ -71,7 +71,7 @@ def test_known_bytes_become_a_new_file_without_being_sent(http: httpx.Client, pa
     copy = answer.json()
     assert answer.headers["Location"] == f"/v1/files/{copy['id']}"
     different = {name for name in file if copy[name] != file[name]}
-    assert different == {"id", "filename", "created_at"}
+    assert different == {"id", "filename", "created_at", "expires_at"}
     assert copy["filename"] == "copy.png"
     unnamed = http.post(f"/v1/files/sha256:{file['sha256']}").json()
     assert unnamed["filename"] in ("page.png", "copy.png")

@@ -4,9 +4,12 @@ and what users bring again works."""
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -33,20 +36,16 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.up = Up(folder, SETTINGS)
         self.saved = folder / "saved"
+        self._open = ExitStack()
         self.service: Service
         self.http: httpx.Client
 
     def start(self) -> None:
         self.service = self.up.start()
-        self.http = httpx.Client(
-            base_url=self.service.url,
-            headers={"Authorization": f"Bearer {self.service.key}"},
-            timeout=60,
-            trust_env=False,
-        )
+        self.http = self._open.enter_context(self.service.client())
 
     def stop(self) -> None:
-        self.http.close()
+        self._open.close()
         self.up.part.stop()
 
     def save(self, name: str) -> None:
@@ -87,12 +86,15 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(tmp_path)
+def machine() -> Iterator[Machine]:
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="wharf-restore-", dir=memory if memory.is_dir() else None))
+    machine = Machine(folder)
     try:
         yield machine
     finally:
-        machine.up.part.stop()
+        machine.stop()
+        shutil.rmtree(folder)
 
 
 def picture() -> bytes:

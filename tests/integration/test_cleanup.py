@@ -22,7 +22,7 @@ from custody.database import Database
 from custody.errors import StartError
 from custody.ids import new_id
 from custody.installation import sweep_off, turn_sweep_on
-from custody.instance import CleanupLock
+from custody.instance import Alone
 from custody.removal import FOLDERS
 from custody.volume import Volume, blob_path
 from standalone.cluster import programs_of_the_wheel
@@ -42,7 +42,8 @@ async def cleanup_database(installation):
 @pytest.fixture
 def cleaning(domain, cleanup_database):
     """A run that is yet to begin."""
-    return lambda **named: Cleanup(cleanup_database, domain.volume, rules(**named))
+    volume = Volume(domain.volume.root, instance="cleanup.test")
+    return lambda **named: Cleanup(cleanup_database, volume, rules(**named))
 
 
 @pytest.fixture
@@ -269,7 +270,7 @@ async def test_bytes_that_cannot_be_removed_do_not_keep_the_others(domain, acme,
 
 
 async def test_bytes_that_the_system_will_not_move_do_not_keep_the_others(domain, acme, cleanup_database, tmp_path):
-    volume = Volume(tmp_path / "volume", instance="broker")
+    volume = Volume(tmp_path / "volume", instance="cleanup.test")
     volume.prepare(domain.volume.identity())
     contents = [str(number).encode() for number in range(5)]
     files = [await keep(domain, acme, content) for content in contents]
@@ -453,6 +454,8 @@ async def test_missing_bytes_are_told_and_nothing_is_changed(domain, acme, clean
 async def test_a_sweep_goes_on_where_the_time_stopped_it(domain, acme, cleaning, monkeypatch):
     for number in range(40):
         await keep(domain, acme, str(number).encode())
+    contents = (str(number).encode() for number in range(100, 200))
+    seen = orphan(domain, next(content for content in contents if digest(content)[0] < 128), days=2)
     halfway = cleaning(sweep=True)
     looks = []
     look = statements.blobs_between
@@ -465,9 +468,10 @@ async def test_a_sweep_goes_on_where_the_time_stopped_it(domain, acme, cleaning,
 
     monkeypatch.setattr(statements, "blobs_between", until_halfway)
     run = await halfway.run()
-    assert (run.stopped, run.swept_to) == ("asked", FOLDERS // 2)
+    assert (run.stopped, run.swept_to, run.orphans) == ("asked", FOLDERS // 2, 1)
     run = await cleaning(sweep=True).run()
     assert (run.stopped, run.swept_to, len(looks)) == ("done", FOLDERS, 256)
+    assert not seen.exists()
 
 
 # The pair of database and volume
@@ -560,7 +564,7 @@ async def test_a_preview_changes_nothing_and_says_what_would_go(domain, acme, gl
 
 async def test_a_second_cleanup_is_kept_out(domain, acme, installation):
     await expire(domain, await keep(domain, acme, b"a picture"))
-    async with CleanupLock(installation.url("wharf_cleanup")) as taken:
+    async with Alone(installation.url("wharf_cleanup"), work="cleanup") as taken:
         assert taken
         ended = await asyncio.to_thread(command, installation, "--now")
         assert (ended.returncode, ended.stdout) == (

@@ -15,6 +15,7 @@ from broker.room import Room
 from broker.service import Service
 from broker.settings import BrokerSettings
 from custody import tenants
+from custody.audit import Audit
 from custody.ids import new_id
 from custody.wire import Role
 from tests.support.domain import Domain
@@ -33,6 +34,7 @@ async def http(domain: Domain, acme, notices):
         files=domain.files,
         jobs=domain.jobs,
         tasks=domain.tasks,
+        audit=Audit("none"),
         backlog=Backlog(pool_limit=1000, tenant_limit=1000),
         notices=notices,
         probe=Prober(settings.max_pixels),

@@ -24,7 +24,7 @@ async def rerun(domain, tenant, job, *, only_failed: bool = False) -> UUID:
         original = await reruns.original(transaction, job, only_failed=only_failed)
         held = await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
         reruns.require_held(original, held)
-        return await reruns.submit(transaction, original)
+        return await domain.jobs.repeat(transaction, original.job_id, [each.input for each in original.inputs])
 
 
 async def refused(domain, tenant, job, code: str, *, only_failed: bool = False) -> CustodyError:
@@ -211,7 +211,7 @@ async def test_a_large_job_is_rerun_in_a_few_statements(domain, acme):
         original = await reruns.original(transaction, job, only_failed=False)
         held = await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
         reruns.require_held(original, held)
-        again = await reruns.submit(transaction, original)
+        again = await domain.jobs.repeat(transaction, original.job_id, [each.input for each in original.inputs])
         del transaction.execute
     assert statements <= 6
     [found] = domain.rows(
@@ -302,7 +302,7 @@ async def test_two_retries_of_one_job_at_once_make_one_rerun(domain, acme):
                 return known
             original = await reruns.original(transaction, job, only_failed=True)
             await asyncio.sleep(0.1)
-            return await reruns.submit(transaction, original)
+            return await domain.jobs.repeat(transaction, original.job_id, [each.input for each in original.inputs])
 
     assert len(set(await asyncio.gather(*(retry() for _ in range(4))))) == 1
     assert len(domain.rows("SELECT id FROM wharf.jobs")) == 2

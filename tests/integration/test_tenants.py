@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from broker.maintenance.migrate import first_key
-from custody import idempotency, tenants
+from custody import erasure, idempotency, tenants
 from custody.audit import Action, Audit
 from custody.database import Database
 from custody.errors import CustodyError, StartError
@@ -20,8 +20,11 @@ from tests.support.domain import Domain
 pytestmark = pytest.mark.postgres
 
 PROCESS_ROLES = ["wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup"]
-WALLED = ["api_keys", "audit", "audit_objects", "files", "idempotency_keys", "jobs", "results", "tasks", "tenants"]
-SHARED = ["blobs", "cleanup_runs", "installation", "migrations", "models", "pools", "relays", "workers"]
+WALLED = [
+    "api_keys", "audit", "audit_objects", "files", "idempotency_keys", "jobs", "purged_files", "purges", "results",
+    "tasks", "tenants",
+]  # fmt: skip
+SHARED = ["blobs", "cleanup_runs", "installation", "migrations", "models", "pools", "relays", "verify_runs", "workers"]
 """Tables that hold nothing of a tenant."""
 
 OUT_OF_REACH = ("released", "suspects")
@@ -34,6 +37,8 @@ CHANGES = {
     "files": "deleted_at = now()",
     "idempotency_keys": "status = 500",
     "jobs": "state = 'cancelled', finished_at = now()",
+    "purged_files": "purge_id = gen_random_uuid()",
+    "purges": "results = 0",
     "results": "detections = '[]'",
     "tasks": "state = 'cancelled', lease_until = NULL, ended_at = now()",
     "tenants": "name = 'mine'",
@@ -63,6 +68,14 @@ INSERTS = {
     "jobs": """
         INSERT INTO wharf.jobs (id, tenant_id, model, parameters, priority, total)
         VALUES (gen_random_uuid(), %(tenant)s, 'digits', '{}', 'batch', 1)
+    """,
+    "purged_files": """
+        INSERT INTO wharf.purged_files (file_id, tenant_id, purge_id)
+        VALUES (gen_random_uuid(), %(tenant)s, gen_random_uuid())
+    """,
+    "purges": """
+        INSERT INTO wharf.purges (id, tenant_id, sha256, file_ids, results, tasks_cancelled, bytes_gone_by)
+        VALUES (gen_random_uuid(), %(tenant)s, %(sha256)s, '{}', 0, 0, now())
     """,
     "results": """
         INSERT INTO wharf.results
@@ -124,6 +137,8 @@ async def rows_of(domain: Domain, tenant: UUID) -> dict[str, object]:
         await idempotency.begin(transaction, tenant, "key", bytes(32))
         owner = tenants.Principal(new_id(), Role.ADMIN, tenant, "whoever")
         await tenants.create_key(transaction, owner, "laptop", Role.READER, None)
+        purged = (await domain.keep(tenant, b"taken back by " + tenant.bytes)).files[0]
+        assert await erasure.purge_file(transaction, purged.id, gone_within=1.0)
         await Audit("content").record(transaction, owner, "a-request", Action.JOB_SUBMITTED, jobs=[job])
     for table in WALLED:
         assert domain.rows(f"SELECT 1 FROM wharf.{table} WHERE {owner_column(table)} = %s", [tenant])
@@ -244,6 +259,10 @@ async def test_the_tenant_of_a_transaction_ends_with_it(domain, acme):
         "SELECT wharf.set_pool_state('digits', 'paused')",
         "SELECT wharf.retire_model('digits', NULL)",
         "SELECT wharf.require_operator()",
+        "SELECT wharf.tasks_of_picture(gen_random_uuid(), sha256('x'))",
+        "SELECT wharf.suspect(sha256('x'), '-infinity')",
+        "DELETE FROM wharf.results",
+        "UPDATE wharf.purges SET results = 0",
         "INSERT INTO wharf.pools (name, state) VALUES ('digits', 'paused')",
         "UPDATE wharf.models SET state = 'retired'",
         "INSERT INTO wharf.relays (name) VALUES ('mine')",
@@ -272,6 +291,7 @@ def test_the_api_may_not(furnished, statement):
         "SELECT wharf.take_blob(sha256('x'), 1)",
         "SELECT wharf.blob_present(sha256('x'))",
         "SELECT wharf.hold_blobs(ARRAY[sha256('x')])",
+        "SELECT wharf.purge(sha256('x'), gen_random_uuid(), interval '1 day')",
         "SELECT wharf.set_pool_state('digits', 'paused')",
         "SELECT wharf.retire_model('digits', NULL)",
         "SELECT wharf.pool_backlog('digits', 1)",

@@ -63,6 +63,8 @@ class FakeService:
         self.blobs: dict[str, bytes] = {}
         self.jobs: dict[UUID, tuple[float, wire.Job]] = {}
         self.keys: dict[UUID, wire.Key] = {}
+        self.tenant = wire.Tenant(name="default", file_retention_days=None, job_retention_days=None)
+        self.receipts: dict[str, wire.PurgeReceipt] = {}
         self.replays: dict[str, tuple[int, Any]] = {}
         self.lock = threading.Lock()
 
@@ -93,7 +95,10 @@ class FakeService:
             ("POST", "/v1/files/sha256:(.*)", self._take),
             ("GET", "/v1/files/([^/]*)", lambda _, each: self._of(self.files, each)),
             ("GET", "/v1/files/([^/]*)/content", self._content),
-            ("DELETE", "/v1/files/([^/]*)", lambda _, each: self._remove(self.files, each)),
+            ("PATCH", "/v1/files/([^/]*)", self._change_file),
+            ("DELETE", "/v1/files/([^/]*)", self._let_go),
+            ("GET", "/v1/tenant", lambda _: (200, self.tenant)),
+            ("PATCH", "/v1/tenant", self._change_tenant),
             ("POST", "/v1/predict", self._predict),
             ("POST", "/v1/jobs", self._submit),
             ("GET", "/v1/jobs", self._list_jobs),
@@ -115,16 +120,19 @@ class FakeService:
     def _upload(self, request: Request) -> tuple[int, Any]:
         time.sleep(self.upload_seconds)
         parts = [(name, content) for part, name, content in _parts(request) if part == "file"]
-        return self._kept(parts, lambda files: (201, wire.FileList(items=files)))
+        return self._kept(parts, lambda files: (201, wire.FileList(items=files)), request.query.get("expires_in"))
 
     def _kept(
-        self, parts: list[tuple[str, bytes]], then: Callable[[list[wire.File]], tuple[int, Any]]
+        self,
+        parts: list[tuple[str, bytes]],
+        then: Callable[[list[wire.File]], tuple[int, Any]],
+        expires_in: str | None = None,
     ) -> tuple[int, Any]:
         if any(content.startswith(b"not a picture") for _, content in parts):
             return _problem(415, "unsupported_media_type", "The bytes are of no accepted format", field="file")
-        return then([self._file(name, content) for name, content in parts])
+        return then([self._file(name, content, expires_in) for name, content in parts])
 
-    def _file(self, filename: str | None, content: bytes) -> wire.File:
+    def _file(self, filename: str | None, content: bytes, expires_in: str | None = None) -> wire.File:
         digest = hashlib.sha256(content).hexdigest()
         self.blobs[digest] = content
         file = wire.File(
@@ -137,7 +145,7 @@ class FakeService:
             orientation=1,
             filename=filename,
             created_at=NOW,
-            expires_at=None,
+            expires_at=NOW + timedelta(seconds=float(expires_in)) if expires_in else None,
         )
         self.files[file.id] = file
         return file
@@ -145,7 +153,50 @@ class FakeService:
     def _take(self, request: Request, digest: str) -> tuple[int, Any]:
         if digest not in self.blobs:
             return _problem(404, "not_found", "You hold no file of these bytes")
-        return 201, self._file(request.query.get("filename"), self.blobs[digest])
+        return 201, self._file(request.query.get("filename"), self.blobs[digest], request.query.get("expires_in"))
+
+    def _change_file(self, request: Request, each: str) -> tuple[int, Any]:
+        status, file = self._of(self.files, each)
+        if status != 200:
+            return status, file
+        patch = wire.FilePatch.model_validate_json(request.body)
+        changes = {name: getattr(patch, name) for name in patch.model_fields_set}
+        self.files[file.id] = file.model_copy(update=changes)
+        return 200, self.files[file.id]
+
+    def _let_go(self, request: Request, each: str) -> tuple[int, Any]:
+        if request.query.get("purge") != "true":
+            return self._remove(self.files, each)
+        if each in self.receipts:
+            return 200, self.receipts[each]
+        digest = each.removeprefix("sha256:")
+        if digest == each:
+            status, file = self._of(self.files, each)
+            if status != 200:
+                return status, file
+            digest = file.sha256
+        gone = [file.id for file in self.files.values() if file.sha256 == digest]
+        if not gone:
+            return _problem(404, "not_found", "You have nothing of these bytes")
+        receipt = wire.PurgeReceipt(
+            id=uuid4(),
+            sha256=digest,
+            file_ids=gone,
+            files=len(gone),
+            results=0,
+            tasks_cancelled=0,
+            purged_at=NOW,
+            bytes_gone_by=NOW,
+        )
+        for file_id in gone:
+            del self.files[file_id]
+            self.receipts[str(file_id)] = receipt
+        return 200, receipt
+
+    def _change_tenant(self, request: Request) -> tuple[int, Any]:
+        patch = wire.TenantPatch.model_validate_json(request.body)
+        self.tenant = self.tenant.model_copy(update=patch.model_dump(exclude_unset=True))
+        return 200, self.tenant
 
     def _list_files(self, request: Request) -> tuple[int, Any]:
         items, cursor = _page(list(reversed(self.files.values())), request)
@@ -158,7 +209,11 @@ class FakeService:
     def _predict(self, request: Request) -> tuple[int, Any]:
         fields = {part: content.decode() for part, name, content in _parts(request) if name is None}
         parts = [(name, content) for part, name, content in _parts(request) if part == "image"]
-        return self._kept(parts, lambda files: self._start(request, files, fields.get("model"), fields))
+        return self._kept(
+            parts,
+            lambda files: self._start(request, files, fields.get("model"), fields),
+            fields.get("file_expires_in"),
+        )
 
     def _submit(self, request: Request) -> tuple[int, Any]:
         submission = wire.JobSubmission.model_validate_json(request.body)
@@ -353,7 +408,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    do_GET = do_HEAD = do_POST = do_DELETE = _respond  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PATCH = do_DELETE = _respond  # noqa: N815
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -86,7 +86,7 @@ def test_every_scenario_module_is_found() -> None:
     [folder] = scenarios.__path__
     modules = {path.stem for path in Path(folder).glob("*.py")} - {"__init__"}
     assert set(found()) == modules
-    assert {"end_to_end", "overhead", "release"} <= modules
+    assert {"cleanup", "end_to_end", "overhead", "release"} <= modules
     letters = [scenario.letter for scenario in found().values()]
     assert len(set(letters)) == len(letters)
 

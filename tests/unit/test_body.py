@@ -55,6 +55,7 @@ def service_in(folder: Path, **limits: int) -> Service:
         files=Files(volume),
         jobs=Jobs(),
         tasks=Tasks(),
+        audit=NO_DATABASE,
         backlog=NO_DATABASE,
         notices=NO_DATABASE,
         probe=Prober(settings.max_pixels),

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from custody.wire import File, Job, JobState, Model, NewKey, Pool
-from tests.unit.fake_service import KEY, FakeService, serving
+from tests.unit.fake_service import KEY, NOW, FakeService, serving
 from wharfinger import discovery
 from wharfinger.command import app
 from wharfinger.commands import predict as predict_command
@@ -305,6 +305,12 @@ class TestUpload:
         assert "Permission denied" in result.stderr
         assert "bus.jpg" in result.stdout
 
+    def test_how_long_files_are_kept_is_said_with_them(self, service: FakeService, pictures: Path) -> None:
+        assert wharf("upload", "a/bus.jpg", "--expires-in", "12h").exit_code == 0
+        [file] = service.files.values()
+        assert file.expires_at == NOW + timedelta(hours=12)
+        assert wharf("upload", "a/bus.jpg", "--expires-in", "12").exit_code == 2
+
 
 class TestFiles:
     @pytest.fixture
@@ -365,6 +371,49 @@ class TestFiles:
         result = wharf("files", "rm", file.id)
         assert (result.exit_code, result.stderr) == (1, "There is nothing of this id [not_found]\n")
         assert wharf("files", "rm", "not-an-id").exit_code == 2
+
+    def test_files_are_pinned_unpinned_and_dated_and_the_list_tells(self, service: FakeService, file: File) -> None:
+        assert "pinned" in wharf("files", "pin", file.id).stdout
+        assert "pinned" in wharf("files", "list").stdout
+        assert "kept until it is unpinned" in wharf("files", "show", file.id).stdout
+        assert "pinned" not in wharf("files", "unpin", file.id).stdout
+        assert "2031-05-0" in wharf("files", "expire", file.id, "--at", "2031-05-01T12:00:00+02:00").stdout
+        assert "2031-05-0" in wharf("files", "list").stdout
+        moved = json.loads(wharf("files", "expire", file.id, "--in", "7d", "--json").stdout)["items"][0]
+        left = datetime.fromisoformat(moved["expires_at"]) - datetime.now(UTC)
+        assert timedelta(days=6.9) < left < timedelta(days=7)
+        assert json.loads(wharf("files", "expire", file.id, "--json").stdout)["items"][0]["expires_at"] is None
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["--at", "2031-05-01"], ["--at", "2031-05-01T12:00:00"], ["--at", "soon"], ["--in", "7"], ["--in", "-7d"],
+            ["--in", "7w"], ["--in", ""], ["--in", "1e3d"], ["--in", "7d", "--at", "2031-05-01T12:00:00Z"],
+        ],
+    )  # fmt: skip
+    def test_a_time_that_is_none_is_a_usage_error(self, service: FakeService, file: File, words: list[str]) -> None:
+        assert wharf("files", "expire", file.id, *words).exit_code == 2
+        assert service.made("PATCH") == []
+
+    def test_purge_asks_tells_and_may_be_repeated(self, service: FakeService, file: File) -> None:
+        other = service._file("other.jpg", b"other")
+        refused = wharf("files", "purge", file.id, stdin=b"n\n")
+        assert refused.exit_code == 1
+        assert file.id in service.files
+        asked = wharf("files", "purge", file.id, stdin=b"y\n")
+        assert (asked.exit_code, f"purged {file.id}: 1 files" in asked.stdout) == (0, True)
+        again = wharf("files", "purge", "--yes", file.id, f"sha256:{other.sha256}", "--json")
+        assert again.exit_code == 0
+        assert [each["file_ids"] for each in json.loads(again.stdout)["items"]] == [[str(file.id)], [str(other.id)]]
+        assert service.files == {}
+
+    def test_purge_goes_on_after_an_id_of_which_nothing_is_there_and_exits_with_1(
+        self, service: FakeService, file: File
+    ) -> None:
+        unknown = "01a1ffff-0000-7000-8000-000000000000"
+        result = wharf("files", "purge", "--yes", unknown, file.id)
+        assert (result.exit_code, result.stderr) == (1, f"{unknown}: you have nothing by this id\n")
+        assert service.files == {}
 
 
 class TestJobs:
@@ -478,6 +527,16 @@ class TestModelsAndKeys:
         assert "wharf_secret" not in wharf("keys", "list", "--json").stdout
         assert wharf("keys", "revoke", key).exit_code == 0
         assert service.keys == {}
+
+    def test_a_tenants_retention_is_shown_and_set(self, service: FakeService) -> None:
+        assert "files   kept as long as the service says" in wharf("tenant", "show").stdout
+        assert "files   kept for 7 days" in wharf("tenant", "set", "--file-retention-days", "7").stdout
+        wharf("tenant", "set", "--job-retention-days", "14", "--file-retention-days", "default")
+        assert json.loads(wharf("tenant", "show", "--json").stdout) == {
+            "name": "default", "file_retention_days": None, "job_retention_days": 14,
+        }  # fmt: skip
+        for days in ("0", "3651", "-1", "1.5", "soon", ""):
+            assert wharf("tenant", "set", "--file-retention-days", days).exit_code == 2
 
 
 class TestServerCommands:

@@ -7,7 +7,7 @@ import os
 import stat
 import tracemalloc
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from custody.wire import JobState, Problem
-from tests.unit.fake_service import KEY, FakeService, Trouble, serving
+from tests.unit.fake_service import KEY, NOW, FakeService, Trouble, serving
 from wharfinger import (
     AnswerError,
     AuthenticationError,
@@ -492,6 +492,52 @@ class TestNouns:
         client.files.delete(file.id)
         with pytest.raises(NotFoundError):
             client.files.get(file.id)
+
+    def test_how_long_a_file_is_kept_is_said_with_its_upload_and_changed_later(
+        self, client: Client, service: FakeService
+    ) -> None:
+        day = 24 * 3600
+        sent, known = client.upload(b"a", expires_in=day), client.upload(b"a", expires_in=day)
+        predicted = client.predict(b"b", file_expires_in=day).results[0]
+        for file in (sent, known, client.files.get(predicted.file_id)):
+            assert file.expires_at == NOW + timedelta(days=1)
+        assert client.files.pin(sent.id).pinned
+        assert not client.files.unpin(sent.id).pinned
+        moment = datetime(2031, 5, 1, 12, tzinfo=UTC)
+        assert client.files.expire(sent.id, moment).expires_at == moment
+        assert client.files.expire(sent.id).expires_at is None
+        assert [json.loads(each.body) for each in service.made("PATCH")] == [
+            {"pinned": True}, {"pinned": False}, {"expires_at": "2031-05-01T12:00:00+00:00"}, {"expires_at": None},
+        ]  # fmt: skip
+        with pytest.raises(ValueError, match="offset"):
+            client.files.expire(sent.id, datetime(2031, 5, 1))  # noqa: DTZ001
+
+    def test_a_purge_gives_its_receipt_also_where_the_answer_was_lost(
+        self, client: Client, service: FakeService
+    ) -> None:
+        files = [client.upload(b"a"), client.upload(b"a")]
+        service.troubles = [Trouble(done=True)]
+        receipt = client.files.purge(files[0].id)
+        assert receipt.file_ids == [each.id for each in files]
+        assert client.files.purge(files[1].id) == receipt
+        assert service.files == {}
+        by_bytes = client.upload(b"b")
+        assert client.files.purge(f"sha256:{by_bytes.sha256}").file_ids == [by_bytes.id]
+
+    def test_a_purge_of_nothing_is_not_found_also_where_an_answer_was_lost(
+        self, client: Client, service: FakeService
+    ) -> None:
+        for troubles in ([], [Trouble(done=True)]):
+            service.troubles = list(troubles)
+            with pytest.raises(NotFoundError):
+                client.files.purge(uuid4())
+
+    def test_a_tenants_retention_is_read_and_set(self, client: Client) -> None:
+        assert client.tenant.get().file_retention_days is None
+        assert client.tenant.set_retention(file_retention_days=7).file_retention_days == 7
+        changed = client.tenant.set_retention(job_retention_days=14)
+        assert (changed.file_retention_days, changed.job_retention_days) == (7, 14)
+        assert client.tenant.set_retention(file_retention_days=None).file_retention_days is None
 
     def test_jobs_are_submitted_on_files_waited_for_watched_and_listed_by_state(
         self, client: Client, service: FakeService

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from rich.table import Table
 from custody.wire import File, FileState
 from wharfinger.client import Client
 from wharfinger.commands.failures import FAILED
-from wharfinger.commands.options import Json, Limit, Server, connect
+from wharfinger.commands.options import Json, Limit, Server, connect, seconds_of
 from wharfinger.commands.output import (
     cell,
     print_document,
@@ -27,10 +28,14 @@ from wharfinger.commands.output import (
     shown_time,
     table,
 )
+from wharfinger.errors import NotFoundError
 
-app = typer.Typer(no_args_is_help=True, help="Files in the service's custody: list, show, get, rm.")
+app = typer.Typer(no_args_is_help=True, help="Files in the service's custody: list, show, get, rm, pin, purge.")
 
 FileId = Annotated[UUID, typer.Argument(metavar="ID", help="A file's id, from `wharf files list`.")]
+
+
+FileIds = Annotated[list[UUID], typer.Argument(metavar="ID", help="Files' ids.")]
 
 
 @app.command("list")
@@ -63,6 +68,7 @@ def show(file_id: FileId, server: Server = None, json: Json = False) -> None:
             ("sha256", file.sha256),
             ("created", file.created_at),
             ("expires", file.expires_at),
+            ("pinned", "yes, it is kept until it is unpinned" if file.pinned else None),
         ]
     )
 
@@ -99,11 +105,11 @@ def get(
 
 @app.command()
 def rm(
-    file_ids: Annotated[list[UUID], typer.Argument(metavar="ID", help="Files' ids.")],
+    file_ids: FileIds,
     server: Server = None,
     json: Json = False,
 ) -> None:
-    """Delete files. Jobs on them keep their results."""
+    """Delete files. Jobs on them keep their results: see purge."""
     with connect(server) as client:
         files = []
         for file_id in file_ids:
@@ -115,8 +121,84 @@ def rm(
         print_items(files)
 
 
+@app.command()
+def pin(file_ids: FileIds, server: Server = None, json: Json = False) -> None:
+    """Keep files until they are unpinned."""
+    with connect(server) as client:
+        _tell([client.files.pin(file_id) for file_id in file_ids], json)
+
+
+@app.command()
+def unpin(file_ids: FileIds, server: Server = None, json: Json = False) -> None:
+    """Let files expire at their time again."""
+    with connect(server) as client:
+        _tell([client.files.unpin(file_id) for file_id in file_ids], json)
+
+
+@app.command()
+def expire(
+    file_ids: FileIds,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Then, as 2031-05-01T12:00:00Z or with another offset.")
+    ] = None,
+    after: Annotated[
+        float | None, typer.Option("--in", metavar="DURATION", parser=seconds_of, help="In 90s, 30m, 12h or 7d, say.")
+    ] = None,
+    server: Server = None,
+    json: Json = False,
+) -> None:
+    """Say when files expire.
+
+    With neither option: as late as if they were uploaded now.
+    """
+    if at is not None and after is not None:
+        raise typer.BadParameter("give --at or --in, not both")
+    moment = None if at is None else _moment(at)
+    if after is not None:
+        moment = datetime.now(UTC) + timedelta(seconds=after)
+    with connect(server) as client:
+        _tell([client.files.expire(file_id, moment) for file_id in file_ids], json)
+
+
+@app.command()
+def purge(
+    names: Annotated[list[str], typer.Argument(metavar="ID", help="Files' ids, or sha256:HEX.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    server: Server = None,
+    json: Json = False,
+) -> None:
+    """Take pictures back for good, with all that was made of them.
+
+    All your files of the same bytes go, the results of jobs on them and
+    their filenames, and what has not ended is cancelled. Purged again, it
+    tells the same. Exits with 1 where there was nothing of some ID.
+    """
+    if not yes:
+        several = "these pictures" if len(names) > 1 else "this picture"
+        typer.confirm(f"Purge {several} with all files and results of the same bytes? It cannot be undone.", abort=True)
+    receipts, missing = [], 0
+    with connect(server) as client:
+        for name in names:
+            try:
+                receipt = client.files.purge(name)
+            except NotFoundError:
+                missing += 1
+                say(f"{name}: you have nothing by this id")
+                continue
+            receipts.append(receipt)
+            if not json:
+                typer.echo(
+                    f"purged {name}: {receipt.files} files, {receipt.results} results, {receipt.tasks_cancelled} inputs"
+                    f" cancelled; bytes gone by {shown_time(receipt.bytes_gone_by)}"
+                )
+    if json:
+        print_items(receipts)
+    if missing:
+        raise typer.Exit(FAILED)
+
+
 def files_table(files: Iterable[File]) -> Table:
-    shown = table("File", "Name", "Type", "Size", "Pixels", "Created", right=("Size", "Pixels"))
+    shown = table("File", "Name", "Type", "Size", "Pixels", "Created", "Expires", right=("Size", "Pixels"))
     for file in files:
         shown.add_row(
             cell(file.id),
@@ -125,8 +207,26 @@ def files_table(files: Iterable[File]) -> Table:
             shown_bytes(file.size),
             f"{file.width} x {file.height}",
             shown_time(file.created_at),
+            "pinned" if file.pinned else shown_time(file.expires_at) if file.expires_at else "",
         )
     return shown
+
+
+def _tell(files: list[File], json: bool) -> None:
+    if json:
+        print_items(files)
+    else:
+        print_table(files_table(files))
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.utcoffset() is None:
+        raise typer.BadParameter(f"{text!r} is no time with an offset: 2031-05-01T12:00:00Z, say")
+    return moment
 
 
 def _own_name(file: File) -> str:

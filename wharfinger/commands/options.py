@@ -36,6 +36,14 @@ def moment(text: str) -> datetime:
         ) from None
 
 
+def seconds_of(text: str) -> float:
+    """Of 90s, 30m, 12h or 7d."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no duration: 90s, 30m, 12h or 7d, say")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
 def connect(server: str | None) -> Client:
     """A client that gives up a little sooner than a program would: somebody is watching."""
     return Client(server, patience=Patience(first_contact=0.5, reconnect=20.0, backlog=120.0))

@@ -22,7 +22,7 @@ def results_table(results: Iterable[tuple[str, InputResult]]) -> Table:
                 cell(name), cell(result.state, "red"), "", cell(f"{result.error.detail} [{result.error.code}]")
             )
         elif not found:
-            shown.add_row(cell(name), cell("nothing found" if result.detections == [] else result.state, "dim"), "", "")
+            shown.add_row(cell(name), cell(_without_detections(result), "dim"), "", "")
         rows = [row for detection in found for row in _rows(detection)]
         for number, (label, confidence, place) in enumerate(rows):
             shown.add_row(cell(name if number == 0 else ""), cell(label), f"{confidence:.2f}", place)
@@ -93,6 +93,12 @@ def retried_table(retried: Iterable[Retried]) -> Table:
             outcome = cell(f"{each.error.detail} [{each.error.code}]", "red")
         shown.add_row(cell(each.job), cell(each.tenant), cell(each.failed), outcome)
     return shown
+
+
+def _without_detections(result: InputResult) -> str:
+    if result.purged_at is not None:
+        return "purged"
+    return "nothing found" if result.detections == [] else result.state
 
 
 def _rows(detection: Detection) -> list[tuple[str, float, str]]:

@@ -24,13 +24,15 @@ class Sent:
     file: File
 
 
-def send(client: Client, inputs: Sequence[Input]) -> list[Sent]:
+def send(client: Client, inputs: Sequence[Input], *, expires_in: float | None = None) -> list[Sent]:
     """The files that are in custody now, in the order of `inputs`. One that cannot be read or that the service does not
     accept is reported on stderr and missing here. Other errors are raised, and what was not begun is left."""
     sent: list[Sent] = []
     with progress_bar() as bar:
         task = bar.add_task(f"Uploading {len(inputs)}", total=sum(each.size for each in inputs))
-        uploads = _begin(inputs, lambda each: client.upload(each.path, progress=_advance(bar, task)))
+        uploads = _begin(
+            inputs, lambda each: client.upload(each.path, expires_in=expires_in, progress=_advance(bar, task))
+        )
         try:
             for each, upload in zip(inputs, uploads, strict=True):
                 try:
