@@ -1,7 +1,5 @@
 """What a broker counts."""
 
-from collections.abc import Callable, Sequence
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from broker.room import Room
@@ -56,13 +54,13 @@ class BrokerMetrics:
 
     def watch(self, room: Room) -> None:
         """From now on the volume's figures are served too."""
-        volume: Sequence[tuple[str, str, Callable[[], float]]] = (
-            ("wharf_volume_used_bytes", "In use on the volume", lambda: room.usage.used if room.usage else NAN),
-            ("wharf_volume_free_bytes", "Free on the volume", lambda: room.usage.free if room.usage else NAN),
-            ("wharf_volume_pressed", "1 where the volume is nearly full: uploads get 507", lambda: room.is_pressed),
+        volume = Gauge("wharf_volume_bytes", "Of the volume: `used`, `free`", ["kind"], registry=self.registry)
+        volume.labels("used").set_function(lambda: room.usage.used if room.usage else NAN)
+        volume.labels("free").set_function(lambda: room.usage.free if room.usage else NAN)
+        pressed = Gauge(
+            "wharf_volume_pressed", "1 where the volume is nearly full: uploads get 507", registry=self.registry
         )
-        for name, told, figure in volume:
-            Gauge(name, told, registry=self.registry).set_function(figure)
+        pressed.set_function(lambda: room.is_pressed)
 
     def count(self, kept: Kept) -> None:
         self.uploads.labels(str(kept.held_before).lower()).inc(len(kept.files))
