@@ -217,7 +217,7 @@ async def test_to_make_room_bytes_go_without_grace_the_first_let_go_first_until_
         there = sum(domain.bytes_of(digest(picture)) is not None for picture in pictures)
         return Usage(used=60 + 10 * there, free=40 - 10 * there)
 
-    monkeypatch.setattr(domain.volume, "usage", usage)
+    monkeypatch.setattr(Volume, "usage", lambda _: usage())
     run = await clean(grace=timedelta(hours=1), make_room=Watermarks(high=0.95, low=0.8, headroom_bytes=1000))
     assert (run.stopped, run.under_pressure, run.removed_blobs) == ("done", True, 2)
     assert [domain.bytes_of(digest(picture)) for picture in pictures] == [None, None, b"third", b"fourth"]
