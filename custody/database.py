@@ -167,9 +167,10 @@ def _told(consequence: str) -> Iterator[None]:
     except psycopg.Error as error:
         if not (isinstance(error, UNAVAILABLE) or (error.sqlstate or "")[:2] in UNAVAILABLE_CLASSES):
             raise
+        what = "has no room left on its disk" if isinstance(error, psycopg.errors.DiskFull) else "does not answer"
         raise CustodyError(
             "database_unavailable",
-            f"The database does not answer ({type(error).__name__}). {consequence}",
+            f"The database {what} ({type(error).__name__}). {consequence}",
             retry_after=2,
         ) from error
 

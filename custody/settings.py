@@ -88,6 +88,8 @@ class RetentionSettings(BaseSettings):
 class PressureSettings(BaseSettings):
     """When the volume counts as full."""
 
+    model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
+
     high_water: float = Field(
         default=0.95, gt=0, le=1, description="Share of the volume in use from which uploads get 507 and cleanups hurry"
     )

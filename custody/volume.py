@@ -40,6 +40,9 @@ CHUNK = 1024 * 1024
 
 BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where nothing more can be written."""
+
 UNLINK_AFTER_SECONDS = (0.05, 0.15)
 
 
@@ -429,7 +432,7 @@ def sync_path(path: Path) -> None:
 
 
 def _disk_error(error: OSError) -> CustodyError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_ROOM:
         return CustodyError(
             "storage_full", "The volume has no room left. Remove files or enlarge it, then try again.", retry_after=60
         )
