@@ -128,9 +128,12 @@ class Volume:
         mark = self._root / "volume-id"
         if not mark.exists():
             growing = mark.with_name(f"volume-id.{new_id()}")
-            growing.write_text(f"{volume_id}\n")
-            sync_path(growing)
-            growing.rename(mark)
+            try:
+                growing.write_text(f"{volume_id}\n")
+                sync_path(growing)
+                growing.rename(mark)
+            finally:
+                growing.unlink(missing_ok=True)
         for folder in (tree, self._root / "blobs", self._root):
             sync_path(folder)
 

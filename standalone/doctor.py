@@ -7,7 +7,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -64,7 +64,7 @@ def doctor(
         *_machine(),
         *_secrets(set_up),
         *asyncio.run(_database(set_up)),
-        *_guarded("volume", lambda: list(_volume(set_up))),
+        *_guarded("volume", _volume(set_up)),
         *asyncio.run(_queue()),
         *_server(),
     ]
@@ -235,11 +235,11 @@ def _clock(whose: str, skew: float) -> Finding:
     )
 
 
-def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+def _guarded(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
     try:
-        return look()
+        yield from findings
     except OSError as error:
-        return [Finding(subject, "fault", f"{error}", "Check the mount and its permissions.")]
+        yield Finding(subject, "fault", f"{error}", "Check the mount, its permissions and its room.")
 
 
 def _first_line_and_rest(text: str) -> tuple[str, str]:
