@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import TypeVar
+from uuid import UUID
 
 from fastapi import Request
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
@@ -36,7 +37,7 @@ class Body:
 
 
 @asynccontextmanager
-async def receive(request: Request, service: Service, *, part: str, raw: bool) -> AsyncIterator[Body]:
+async def receive(request: Request, service: Service, tenant: UUID, *, part: str, raw: bool) -> AsyncIterator[Body]:
     """Streams the body: multipart with files in parts named `part`, or one file as the `raw` body. On leaving,
     whatever was staged and not kept is gone.
 
@@ -45,15 +46,19 @@ async def receive(request: Request, service: Service, *, part: str, raw: bool) -
     async with AsyncExitStack() as staged:
         try:
             if content_type == "multipart/form-data":
-                body = await _multipart(request, service, staged, part, options.get("boundary", ""))
+                body = await _multipart(request, service, tenant, staged, part, options.get("boundary", ""))
             elif raw:
-                body = await _raw(request, service, staged)
+                body = await _raw(request, service, tenant, staged)
             else:
                 raise CustodyError("malformed_body", f"Send multipart/form-data with one or more parts `{part}`.")
+            if not body.uploads:
+                raise CustodyError("missing_part", f"The body has no part `{part}`: no file is in it.", field=part)
         except ClientDisconnect:
+            service.metrics.uploads_refused.labels("client_disconnected").inc()
             raise CustodyError("client_disconnected", "The client went away in the middle of its body.") from None
-        if not body.uploads:
-            raise CustodyError("missing_part", f"The body has no part `{part}`: there is no file in it.", field=part)
+        except CustodyError as error:
+            service.metrics.uploads_refused.labels(error.code).inc()
+            raise
         yield body
 
 
@@ -109,19 +114,24 @@ async def _arriving(request: Request, settings: BrokerSettings) -> AsyncIterator
         yield chunk
 
 
-async def _raw(request: Request, service: Service, staged: AsyncExitStack) -> Body:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > service.settings.max_file_bytes:
+async def _raw(request: Request, service: Service, tenant: UUID, staged: AsyncExitStack) -> Body:
+    declared = _declared_bytes(request)
+    if declared is not None and declared > service.settings.max_file_bytes:
         raise CustodyError("file_too_large", f"A file may have {service.settings.max_file_bytes} bytes at most.")
+    place = await staged.enter_async_context(service.room.upload(tenant, declared))
     staging = await staged.enter_async_context(service.volume.stage(service.settings.max_file_bytes))
     async for chunk in _arriving(request, service.settings):
+        await place.take(len(chunk))
         await staging.write(chunk)
     return Body([await _sealed(service, staging, _declared_name(request.headers.get("content-disposition", "")))])
 
 
-async def _multipart(request: Request, service: Service, staged: AsyncExitStack, part: str, boundary: str) -> Body:
+async def _multipart(
+    request: Request, service: Service, tenant: UUID, staged: AsyncExitStack, part: str, boundary: str
+) -> Body:
     body = Body()
     settings = service.settings
+    place = await staged.enter_async_context(service.room.upload(tenant, _declared_bytes(request)))
     try:
         parser = PushMultipartParser(
             boundary, max_segment_count=settings.max_parts + FIELDS, max_header_size=8192, strict=False
@@ -130,6 +140,7 @@ async def _multipart(request: Request, service: Service, staged: AsyncExitStack,
         staging: Staging | None = None
         text = bytearray()
         async for chunk in _arriving(request, service.settings):
+            await place.take(len(chunk))
             for event in parser.parse(chunk):
                 if isinstance(event, MultipartSegment):
                     segment, staging, text = event, None, bytearray()
@@ -173,6 +184,12 @@ def clean_filename(name: str | None) -> str | None:
     last = re.split(r"[/\\]", name or "")[-1]
     printable = "".join(c for c in last if c.isprintable()).strip()
     return printable[:255] if printable not in ("", ".", "..") else None
+
+
+def _declared_bytes(request: Request) -> int | None:
+    """The length of the body, where it was told before it came."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else None
 
 
 def _declared_name(disposition: str) -> str | None:

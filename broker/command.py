@@ -16,6 +16,7 @@ from broker.connection import Connection
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
+from broker.room import Room
 from broker.service import Service
 from broker.settings import BrokerSettings
 from custody.audit import Audit
@@ -54,6 +55,7 @@ async def serve(settings: BrokerSettings) -> None:
             await check_volume(transaction, volume)
         await stack.enter_async_context(InstanceLock(settings.listen_url, kind="broker", instance=settings.instance))
         volume.discard_former()
+        room = Room(volume, settings.watermarks)
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf broker"))
         metrics = BrokerMetrics()
         service = Service(
@@ -67,10 +69,14 @@ async def serve(settings: BrokerSettings) -> None:
             backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
             notices=notices,
             probe=Prober(settings.max_pixels),
-            readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker, cleaned=metrics.tell),
+            readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker, cleaned=metrics.tell),
+            room=room,
             metrics=metrics,
             stopping=asyncio.Event(),
         )
+        metrics.watch(room)
+        watching = asyncio.create_task(room.watch(), name="watch-room")
+        stack.callback(watching.cancel)
         if settings.metrics_port:
             _serve_metrics(settings, service)
         server = _Server(

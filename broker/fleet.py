@@ -4,8 +4,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from uuid import UUID
 
+from broker.room import Room
 from broker.service import Service
 from custody import database, pools, relays
+from custody.pressure import ADVICE
 from custody.wire import DatabaseHealth, HealthDetails, HealthState, Pool, PoolState, Relay, VolumeHealth
 
 OK = "ok"
@@ -20,14 +22,20 @@ async def look(service: Service, tenant: UUID) -> HealthDetails:
         latency = time.perf_counter() - began
         known_relays = await relays.list_relays(transaction)
         known_pools = await pools.list_pools(transaction, service.backlog.waiting)
-    warnings = [*_of_relays(known_relays), *(warning for pool in known_pools for warning in _of_pool(pool))]
-    free = service.readiness.free_bytes
+    warnings = [
+        *_of_volume(service.room),
+        *_of_relays(known_relays),
+        *(warning for pool in known_pools for warning in _of_pool(pool)),
+    ]
+    usage = service.room.usage if checks["volume"] == OK else None
     return HealthDetails(
         status=_status(checks, warnings),
         checks=dict(checks),
         warnings=warnings,
         database=DatabaseHealth(version=server.version, latency_ms=round(latency * 1000, 3)),
-        volume=VolumeHealth(free_bytes=free) if free is not None and checks["volume"] == OK else None,
+        volume=None
+        if usage is None
+        else VolumeHealth(used_bytes=usage.used, free_bytes=usage.free, takes_uploads=not service.room.is_pressed),
         relays=known_relays,
         pools=known_pools,
     )
@@ -37,6 +45,12 @@ def _status(checks: Mapping[str, str], warnings: Sequence[str]) -> HealthState:
     if any(outcome != OK for outcome in checks.values()):
         return HealthState.UNAVAILABLE
     return HealthState.DEGRADED if warnings else HealthState.OK
+
+
+def _of_volume(room: Room) -> Iterator[str]:
+    if room.is_pressed and room.usage is not None:
+        free = f"{room.usage.free / 2**30:.1f} GiB of {room.usage.total / 2**30:.1f} GiB are free"
+        yield f"The volume is nearly full ({free}): uploads are refused. {ADVICE}"
 
 
 def _of_relays(known: Sequence[Relay]) -> Iterator[str]:

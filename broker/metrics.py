@@ -2,10 +2,12 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from broker.room import Room
 from custody.cleanup import Run
 from custody.files import Kept
 from custody.installation import SweepOff
 
+NAN = float("nan")
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -22,6 +24,9 @@ class BrokerMetrics:
         self.upload_bytes = Counter("wharf_upload_bytes", "Bytes of files kept", registry=self.registry)
         self.uploads = Counter(
             "wharf_uploads", "Files kept; `held`: the tenant had the bytes already", ["held"], registry=self.registry
+        )
+        self.uploads_refused = Counter(
+            "wharf_uploads_refused", "Requests whose files were not taken", ["reason"], registry=self.registry
         )
         self.refused = Counter(
             "wharf_jobs_refused", "Jobs for which there was no model or no room", ["reason"], registry=self.registry
@@ -46,6 +51,16 @@ class BrokerMetrics:
         if run.started_at is not None:
             self.cleanup.labels("started_seconds").set(run.started_at.timestamp())
         self.sweep_off.set(sweep_off is not None)
+
+    def watch(self, room: Room) -> None:
+        """From now on the volume's figures are served too."""
+        volume = Gauge("wharf_volume_bytes", "Of the volume: `used`, `free`", ["kind"], registry=self.registry)
+        volume.labels("used").set_function(lambda: room.usage.used if room.usage else NAN)
+        volume.labels("free").set_function(lambda: room.usage.free if room.usage else NAN)
+        pressed = Gauge(
+            "wharf_volume_pressed", "1 where the volume is nearly full: uploads get 507", registry=self.registry
+        )
+        pressed.set_function(lambda: room.is_pressed)
 
     def count(self, kept: Kept) -> None:
         self.uploads.labels(str(kept.held_before).lower()).inc(len(kept.files))

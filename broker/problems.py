@@ -35,7 +35,7 @@ UPLOAD = (
     "damaged_image",
     "too_many_pixels",
     "volume_unavailable",
-    "volume_full",
+    "storage_full",
 )
 """What a body that brings pictures can be refused with."""
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
+from broker.room import Room
 from custody import models
 from custody.cleanup import Run, list_runs
 from custody.database import Database
@@ -22,20 +23,20 @@ class Readiness:
         self,
         database: Database,
         volume: Volume,
+        room: Room,
         *,
         needs_worker: bool,
         cleaned: Callable[[Run, SweepOff | None], None] = lambda _run, _off: None,
     ) -> None:
         self._database = database
         self._volume = volume
+        self._room = room
         self._needs_worker = needs_worker
         self._cleaned = cleaned
         self._checking = asyncio.Lock()
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._found: Mapping[str, str] = {}
         self._found_at = -GOOD_SECONDS
-        self.free_bytes: int | None = None
-        """Of the volume, when it answered last; None before that."""
 
     async def checks(self) -> Mapping[str, str]:
         """What each part answered: `ok`, or what is wrong with it."""
@@ -73,8 +74,13 @@ class Readiness:
                 self._cleaned(run, await sweep_off(transaction))
 
     async def _ask_volume(self) -> None:
-        await self._volume.check_writable()
-        self.free_bytes = await self._volume.free_bytes()
+        # A full volume takes no uploads, and everything else goes on: reads, deletions, jobs on what is held.
+        try:
+            await self._volume.check_writable()
+        except CustodyError as error:
+            if error.code != "storage_full":
+                raise
+        await self._room.look()
 
     async def _ask_for_workers(self) -> None:
         async with self._database.transaction() as transaction:

@@ -10,6 +10,7 @@ from broker.backlog import Backlog
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
+from broker.room import Room
 from broker.settings import BrokerSettings
 from custody.audit import Audit
 from custody.database import Database
@@ -33,6 +34,7 @@ class Service:
     notices: Notices
     probe: Prober
     readiness: Readiness
+    room: Room
     metrics: BrokerMetrics
     stopping: asyncio.Event
 

@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from custody.settings import ProcessSettings, RetentionSettings, VolumeSettings
+from custody.settings import PressureSettings, ProcessSettings, RetentionSettings, VolumeSettings
 from custody.wire import MOST_DAYS, MOST_INPUTS
 
 
-class BrokerSettings(VolumeSettings, RetentionSettings, ProcessSettings):
+class BrokerSettings(PressureSettings, VolumeSettings, RetentionSettings, ProcessSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on")
     metrics_port: int = Field(

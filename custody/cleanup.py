@@ -9,6 +9,7 @@ older than its locks.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -51,13 +52,15 @@ class Retention:
 @dataclass
 class Run:
     """One cleanup, as its history tells it. `stopped`: `done`, out of `time`, `asked` to stop, `error`, `killed`; None
-    while it runs. `swept_to`: folders of the volume that the orphan sweep has seen; None where none was begun."""
+    while it runs. `swept_to`: folders of the volume that the orphan sweep has seen; None where none was begun.
+    `under_pressure`: it ran because the volume was nearly full."""
 
     id: UUID = field(default_factory=new_id)
     started_at: datetime | None = None
     ended_at: datetime | None = None
     stopped: str | None = None
     without_grace: bool = False
+    under_pressure: bool = False
     expired_files: int = 0
     expired_jobs: int = 0
     removed_blobs: int = 0
@@ -97,8 +100,8 @@ async def begin_run(transaction: Transaction, run: Run) -> datetime:
     await transaction.execute("UPDATE wharf.cleanup_runs SET stopped = 'killed' WHERE stopped IS NULL")
     await transaction.execute("DELETE FROM wharf.cleanup_runs WHERE started_at < now() - %s", [RUNS_KEPT])
     begun = await transaction.execute(
-        "INSERT INTO wharf.cleanup_runs (id, without_grace) VALUES (%s, %s) RETURNING started_at",
-        [run.id, run.without_grace],
+        "INSERT INTO wharf.cleanup_runs (id, without_grace, under_pressure) VALUES (%s, %s, %s) RETURNING started_at",
+        [run.id, run.without_grace, run.under_pressure],
     )
     row = await begun.fetchone()
     assert row is not None
@@ -343,6 +346,14 @@ async def find_deleting(transaction: Transaction, after: DictRow | None, limit: 
         """,
         {**(after or {}), "limit": limit},
     )
+
+
+async def may_free(transaction: Transaction) -> bool:
+    """Whether a cleanup without grace would find anything whose bytes may go."""
+    for find in (find_expired, find_deleted, find_deleting, partial(find_suspects, grace=None)):
+        if await find(transaction, None, 1):
+            return True
+    return False
 
 
 async def lock_deleting(transaction: Transaction, wanted: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:

@@ -39,7 +39,7 @@ SEE_AS = "SELECT set_config('wharf.tenant', %s, true)"
 
 OLDEST_POSTGRES = 15
 
-NEEDED_MIGRATION = 11
+NEEDED_MIGRATION = 12
 """The newest migration of this release: processes start on its schema or a newer one, which still suits them."""
 
 ROLES = ("wharf_owner", "wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup")
@@ -167,9 +167,10 @@ def _told(consequence: str) -> Iterator[None]:
     except psycopg.Error as error:
         if not (isinstance(error, UNAVAILABLE) or (error.sqlstate or "")[:2] in UNAVAILABLE_CLASSES):
             raise
+        what = "has no room left on its disk" if isinstance(error, psycopg.errors.DiskFull) else "does not answer"
         raise CustodyError(
             "database_unavailable",
-            f"The database does not answer ({type(error).__name__}). {consequence}",
+            f"The database {what} ({type(error).__name__}). {consequence}",
             retry_after=2,
         ) from error
 

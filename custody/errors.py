@@ -49,7 +49,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "database_unavailable": Kind(503, "The database does not answer", retryable=True),
         "audit_unavailable": Kind(503, "The receipt cannot be written", retryable=True),
         "volume_unavailable": Kind(503, "The volume does not answer", retryable=True),
-        "volume_full": Kind(507, "The volume has no room left", retryable=True),
+        "storage_full": Kind(507, "The volume has no room left", retryable=True),
         "pool_backlog_full": Kind(503, "Too much waits for this model already", retryable=True),
         "pool_draining": Kind(503, "This model accepts no jobs now", retryable=True),
         # The work

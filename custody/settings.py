@@ -5,11 +5,12 @@ import socket
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_core import PydanticUndefined
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError, PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from custody.errors import StartError
+from custody.pressure import Watermarks
 from custody.wire import MOST_DAYS
 
 S = TypeVar("S", bound=BaseSettings)
@@ -84,6 +85,40 @@ class RetentionSettings(BaseSettings):
     )
 
 
+class PressureSettings(BaseSettings):
+    """When the volume counts as full."""
+
+    model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
+
+    high_water: float = Field(
+        default=0.95, gt=0, le=1, description="Share of the volume in use from which uploads get 507 and cleanups hurry"
+    )
+    low_water: float = Field(
+        default=0.90,
+        gt=0,
+        lt=1,
+        validate_default=True,
+        description="Share below which uploads are taken again; less than WHARF_HIGH_WATER",
+    )
+    headroom_bytes: int = Field(
+        default=10 << 30,
+        gt=0,
+        description="Of a large volume, the high mark keeps so many bytes free and the low one twice as many, "
+        "where their shares would be more",
+    )
+
+    @field_validator("low_water")
+    @classmethod
+    def _is_below_the_high_one(cls, low: float, others: ValidationInfo) -> float:
+        if low >= others.data.get("high_water", 1):
+            raise PydanticCustomError("not_below", "it must be less than WHARF_HIGH_WATER")
+        return low
+
+    @property
+    def watermarks(self) -> Watermarks:
+        return Watermarks(self.high_water, self.low_water, self.headroom_bytes)
+
+
 def load(settings: type[S], **given: Any) -> S:
     """The settings of a process; `given` overrides the environment. Raises `StartError`, which names each variable at
     fault with an example, and no value: it may be a secret."""
@@ -96,7 +131,8 @@ def load(settings: type[S], **given: Any) -> S:
             field = settings.model_fields.get(name)
             example = field.examples[0] if field and field.examples else field.get_default() if field else None
             said = "is not set" if fault["type"] == "missing" else f"cannot be used: {fault['msg']}"
-            hint = "" if example in (None, PydanticUndefined) else f"; for example WHARF_{name.upper()}={example}"
+            known = fault["type"] != "not_below" and example not in (None, PydanticUndefined)
+            hint = "" if not known else f"; for example WHARF_{name.upper()}={example}"
             lines.append(f"WHARF_{name.upper()} {said}{hint}")
         raise StartError("\n".join(lines)) from None
 

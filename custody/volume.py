@@ -40,6 +40,9 @@ CHUNK = 1024 * 1024
 
 BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where nothing more can be written."""
+
 UNLINK_AFTER_SECONDS = (0.05, 0.15)
 
 
@@ -50,6 +53,18 @@ class Staged:
     path: Path
     sha256: bytes
     size: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes of the volume's file system. `free`: what a process that is not root may still write."""
+
+    used: int
+    free: int
+
+    @property
+    def total(self) -> int:
+        return self.used + self.free
 
 
 @dataclass(frozen=True)
@@ -113,9 +128,12 @@ class Volume:
         mark = self._root / "volume-id"
         if not mark.exists():
             growing = mark.with_name(f"volume-id.{new_id()}")
-            growing.write_text(f"{volume_id}\n")
-            sync_path(growing)
-            growing.rename(mark)
+            try:
+                growing.write_text(f"{volume_id}\n")
+                sync_path(growing)
+                growing.rename(mark)
+            finally:
+                growing.unlink(missing_ok=True)
         for folder in (tree, self._root / "blobs", self._root):
             sync_path(folder)
 
@@ -146,14 +164,16 @@ class Volume:
         probe = self._staging / f"{self._instance}.probe-{new_id()}"
 
         def write_and_remove() -> None:
-            probe.write_bytes(b"wharfinger")
-            probe.unlink()
+            try:
+                probe.write_bytes(b"wharfinger")
+            finally:
+                probe.unlink(missing_ok=True)
 
         await self.run(write_and_remove)
 
-    async def free_bytes(self) -> int:
-        """What a process that is not root may still write."""
-        return (await self.run(lambda: shutil.disk_usage(self._root))).free
+    async def usage(self) -> Usage:
+        disk = await self.run(lambda: shutil.disk_usage(self._root))
+        return Usage(disk.used, disk.free)
 
     @asynccontextmanager
     async def stage(self, max_bytes: int) -> AsyncIterator["Staging"]:
@@ -435,9 +455,9 @@ def sync_path(path: Path) -> None:
 
 
 def _disk_error(error: OSError) -> CustodyError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_ROOM:
         return CustodyError(
-            "volume_full", "The volume has no room left. Remove files or enlarge it, then try again.", retry_after=60
+            "storage_full", "The volume has no room left. Remove files or enlarge it, then try again.", retry_after=60
         )
     return CustodyError(
         "volume_unavailable",

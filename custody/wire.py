@@ -487,7 +487,9 @@ class DatabaseHealth(Wire):
 
 
 class VolumeHealth(Wire):
+    used_bytes: int
     free_bytes: int
+    takes_uploads: bool = Field(description="false where it is nearly full: uploads get 507 until there is more room")
 
 
 class Relay(Wire):

@@ -621,6 +621,7 @@ CREATE TABLE wharf.cleanup_runs (
     errors bigint DEFAULT 0 NOT NULL,
     first_errors jsonb DEFAULT '[]'::jsonb NOT NULL,
     swept_to integer,
+    under_pressure boolean DEFAULT false NOT NULL,
     CONSTRAINT cleanup_runs_check CHECK (((stopped IS NULL) OR (stopped = 'killed'::text) OR (ended_at IS NOT NULL))),
     CONSTRAINT cleanup_runs_first_errors_check CHECK ((jsonb_typeof(first_errors) = 'array'::text)),
     CONSTRAINT cleanup_runs_stopped_check CHECK ((stopped = ANY (ARRAY['done'::text, 'time'::text, 'asked'::text, 'error'::text, 'killed'::text]))),

@@ -133,7 +133,7 @@ def _show_history(runs: Sequence[Run], off: SweepOff | None, *, as_json: bool) -
         took = f"{(run.ended_at - run.started_at).total_seconds():.1f} s" if run.ended_at else ""
         swept = run.swept_to is not None
         shown.add_row(
-            cell(shown_time(run.started_at)), took, cell(ENDINGS[run.stopped]), str(run.expired_files),
+            cell(shown_time(run.started_at)), took, cell(_ending(run)), str(run.expired_files),
             str(run.expired_jobs), str(run.removed_blobs), shown_bytes(run.freed_bytes), str(run.staging),
             str(run.orphans) if swept else "", str(run.missing) if swept else "",
             cell(run.errors, "red" if run.errors else ""),
@@ -143,6 +143,10 @@ def _show_history(runs: Sequence[Run], off: SweepOff | None, *, as_json: bool) -
         _say_errors(runs[0])
     if off:
         say(f"Since {shown_time(off.since)}, what no row knows is only reported. {off.reason}\n{ACCEPT}")
+
+
+def _ending(run: Run) -> str:
+    return ENDINGS[run.stopped] + (", to make room" if run.under_pressure else "")
 
 
 def _silent(_: str) -> None:

@@ -25,7 +25,8 @@ from custody.errors import StartError
 from custody.models import name_of
 from custody.settings import load
 from custody.telemetry import configure_logging
-from custody.volume import Volume
+from custody.volume import NO_ROOM, Volume
+from standalone.ballast import Ballast
 from standalone.folder import Folder
 from standalone.postgres import Postgres
 from standalone.program import Program
@@ -52,6 +53,10 @@ def up(
         asyncio.run(OneMachine(settings).run())
     except StartError as error:
         sys.exit(f"wharf up: {error}")
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        sys.exit(f"wharf up: {error.filename or settings.data}: the disk is full. Free some space, then start again.")
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,16 @@ class OneMachine:
     async def run(self) -> None:
         """Returns once a signal has asked for the end and everything is down."""
         folder = Folder(self._data)
+        ballast = Ballast(self._data / "ballast", self._settings.ballast_bytes, _say)
+        if self._data.is_dir():
+            ballast.look()
         folder.lock()
+        watching = asyncio.create_task(ballast.watch(), name="watch-ballast")
         try:
             self._check_port()
             await self._supervisor.run(self._set_up)
         finally:
+            watching.cancel()
             discovery.forget(self._data)
             folder.unlock()
 

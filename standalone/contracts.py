@@ -26,6 +26,7 @@ from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
 from broker.relay.settings import RelaySettings
+from broker.room import Room
 from broker.service import Service
 from broker.settings import BrokerSettings
 from custody.audit import Audit
@@ -73,6 +74,7 @@ async def _openapi() -> str:
     settings = load(BrokerSettings, database_url="postgresql://", volume=Path())
     volume = Volume(settings.volume, instance="contracts")
     database = Database("", name="contracts")
+    room = Room(volume, settings.watermarks)
     service = Service(
         settings=settings,
         database=database,
@@ -84,7 +86,8 @@ async def _openapi() -> str:
         backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
         notices=Notices("", name="contracts"),
         probe=Prober(settings.max_pixels),
-        readiness=Readiness(database, volume, needs_worker=settings.ready_needs_worker),
+        readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker),
+        room=room,
         metrics=BrokerMetrics(),
         stopping=asyncio.Event(),
     )

@@ -7,7 +7,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,16 +20,16 @@ from custody.database import Database, Transaction, describe
 from custody.errors import CustodyError, StartError
 from custody.installation import check_volume, sweep_off
 from custody.models import list_models
-from custody.settings import QueueSettings, load
+from custody.pressure import ADVICE as PRESSURE_ADVICE
+from custody.settings import PressureSettings, QueueSettings, load
 from custody.transport.connection import Connection, Login, QueueError
-from custody.volume import Volume
+from custody.volume import Usage, Volume
 from inference_worker.cpus import granted_cpus
 from standalone.folder import socket_of_running
 from standalone.postgres import url_on
 from wharfinger import discovery
 
 SKEW_SECONDS = 2.0
-LITTLE_ROOM_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def doctor(
         *_machine(),
         *_secrets(set_up),
         *asyncio.run(_database(set_up)),
-        *_guarded("volume", lambda: list(_volume(set_up))),
+        *_guarded("volume", _volume(set_up)),
         *asyncio.run(_queue()),
         *_server(),
     ]
@@ -167,24 +167,37 @@ def _volume(set_up: SetUp) -> Iterator[Finding]:
             "volume", "fault", f"{set_up.volume or 'WHARF_VOLUME'} is no folder", "Set WHARF_VOLUME, mount it."
         )
         return
+    yield _room(set_up.volume)
     probe = set_up.volume / "staging" / f"doctor.{os.getpid()}"
+    moved = probe.with_suffix(".moved")
     began = time.monotonic()
-    with probe.open("wb") as file:
-        file.write(b"wharfinger")
-        file.flush()
-        os.fsync(file.fileno())
-    moved = probe.rename(probe.with_suffix(".moved"))
-    written = moved.stat().st_mtime
-    same = moved.read_bytes() == b"wharfinger"
-    moved.unlink()
+    try:
+        with probe.open("wb") as file:
+            file.write(b"wharfinger")
+            file.flush()
+            os.fsync(file.fileno())
+        probe.rename(moved)
+        written = moved.stat().st_mtime
+        same = moved.read_bytes() == b"wharfinger"
+    finally:
+        for path in (probe, moved):
+            path.unlink(missing_ok=True)
     took = (time.monotonic() - began) * 1000
     state = "ok" if same else "fault"
     yield Finding("volume", state, f"{set_up.volume}: write, sync, rename and read took {took:.0f} ms")
     yield _clock("the file server's", abs(written - time.time()))
-    free = shutil.disk_usage(set_up.volume).free
-    little = free < LITTLE_ROOM_BYTES
-    advice = "Delete files or enlarge the volume: a full one refuses uploads." if little else ""
-    yield Finding("volume", "warning" if little else "ok", f"{free / 2**30:.1f} GiB free", advice)
+
+
+def _room(volume: Path) -> Finding:
+    disk = shutil.disk_usage(volume)
+    usage = Usage(disk.used, disk.free)
+    marks = load(PressureSettings).watermarks
+    room = f"{usage.free / 2**30:.1f} GiB of {usage.total / 2**30:.1f} GiB free"
+    if usage.free < marks.free_at_high(usage):
+        return Finding("volume", "warning", f"{room}: uploads are refused", PRESSURE_ADVICE)
+    if usage.free < marks.free_at_low(usage):
+        return Finding("volume", "warning", f"{room}: soon uploads are refused, or still are", PRESSURE_ADVICE)
+    return Finding("volume", "ok", room)
 
 
 async def _queue() -> list[Finding]:
@@ -222,11 +235,11 @@ def _clock(whose: str, skew: float) -> Finding:
     )
 
 
-def _guarded(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+def _guarded(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
     try:
-        return look()
+        yield from findings
     except OSError as error:
-        return [Finding(subject, "fault", f"{error}", "Check the mount and its permissions.")]
+        yield Finding(subject, "fault", f"{error}", "Check the mount, its permissions and its room.")
 
 
 def _first_line_and_rest(text: str) -> tuple[str, str]:

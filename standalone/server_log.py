@@ -35,7 +35,12 @@ class ServerLog:
             return file.read().decode(errors="replace")
 
     def shorten(self) -> None:
-        """By copying and cutting, since the server keeps the file open; a line written in between is lost."""
+        """By copying and cutting, since the server keeps the file open; a line written in between is lost, and on a
+        full disk what is cut."""
         if self.size > LARGEST:
-            shutil.copyfile(self.path, self.path.with_name(f"{self.path.name}.1"))
+            older = self.path.with_name(f"{self.path.name}.1")
+            try:
+                shutil.copyfile(self.path, older)
+            except OSError:
+                older.unlink(missing_ok=True)
             os.truncate(self.path, 0)

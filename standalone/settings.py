@@ -30,4 +30,9 @@ class UpSettings(BaseSettings):
         "If unset, the starter model",
     )
     cleanup_every_seconds: float = Field(default=300.0, gt=0, description="Pause between two cleanups of `wharf up`")
+    ballast_bytes: int = Field(
+        default=64 << 20,
+        ge=0,
+        description="Room that `wharf up` keeps on its disk, and gives its database when the disk is full; 0: none",
+    )
     log_format: Literal["json", "text"] = Field(default="text", description="`json` for machines, `text` for people")

@@ -19,6 +19,7 @@ from custody.cleanup import FAILURES, Plan, Retention, Run
 from custody.database import Database, Transaction
 from custody.errors import CustodyError
 from custody.installation import SweepOff
+from custody.pressure import Watermarks
 from custody.removal import FOLDERS, FOLDERS_AT_ONCE, Removal, Sight, Stray, Withdrawal, Withdrawn
 from custody.volume import Volume
 
@@ -46,7 +47,9 @@ class Rules:
     """`receipt_days`: older receipts are forgotten. `grace`: bytes that nobody refers to stay for so long; None: they
     go at once. `staging`: what nobody has written to for so long is abandoned. `orphan_fraction`: of the files seen;
     where more are orphans, they are only reported. `quarantine`: damaged copies of what was healed stay for so long.
-    `sweep`: whether a look through the whole volume is due. `max_seconds`: no batch begins later."""
+    `sweep`: whether a look through the whole volume is due. `max_seconds`: no batch begins later. `make_room`: the
+    volume is nearly full, and bytes go until it is below the low one of these marks, those first that were let go of
+    first."""
 
     retention: Retention
     receipt_days: int
@@ -56,6 +59,7 @@ class Rules:
     quarantine: timedelta = timedelta(days=7)
     sweep: bool = True
     max_seconds: float | None = None
+    make_room: Watermarks | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Cleanup:
         self._rules = rules
         self._tell = tell
         self._asked_to_stop = False
-        self._run = Run(without_grace=rules.grace is None)
+        self._run = Run(without_grace=rules.grace is None, under_pressure=rules.make_room is not None)
         self._until: float | None = None
         self._saved = time.monotonic()
 
@@ -106,7 +110,7 @@ class Cleanup:
             self._until = time.monotonic() + self._rules.max_seconds
         try:
             run.stopped = await self._steps()
-            await leave_mark(self._database, self._removal)
+            await self._leave_mark()
         except BaseException as error:
             run.stopped = "error"
             self._fault("cleanup", error)
@@ -130,6 +134,11 @@ class Cleanup:
             await self._each(cleanup.find_undated, self._date_files)
             await self._each(cleanup.find_expired, self._remove_files)
             await self._each(cleanup.find_deleted, self._remove_files)
+            if self._rules.make_room:
+                self._tell("bytes that nobody refers to")
+                await self._each(cleanup.find_deleting, self._remove_bytes)
+                await self._each(partial(cleanup.find_suspects, grace=None), self._make_room)
+                return "done"
             self._tell("old jobs and their results")
             await self._each(partial(cleanup.find_old_jobs, retention=retention), self._remove_jobs, _few_inputs)
             await self._each(partial(cleanup.find_old_keys, retention=retention), self._remove_keys)
@@ -165,6 +174,15 @@ class Cleanup:
                 await installation.turn_sweep_off(transaction, reason)
                 log.error("restore_suspected", reason=reason)
         return mark[1] if mark else None
+
+    async def _leave_mark(self) -> None:
+        try:
+            await leave_mark(self._database, self._removal)
+        except CustodyError as error:
+            if error.code != "storage_full":
+                raise
+            # The volume keeps its former mark, which the database knows as well.
+            self._fault("checkpoint", error)
 
     # Rows
 
@@ -202,6 +220,13 @@ class Cleanup:
             await cleanup.mark(transaction, _sha256s(found))
 
     # Bytes
+
+    async def _make_room(self, found: Sequence[Row]) -> None:
+        await self._mark_bytes(found)
+        await self._remove_bytes(found)
+        usage = await self._volume.usage()
+        if self._rules.make_room and usage.free >= self._rules.make_room.free_at_low(usage):
+            raise _StopError("done")
 
     async def _remove_bytes(self, found: Sequence[Row]) -> None:
         withdrawal = Withdrawal()

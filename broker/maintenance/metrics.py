@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from custody.cleanup import Run
 from custody.installation import SweepOff
+from custody.volume import Usage
 
 
 class CleanupMetrics:
@@ -32,6 +33,16 @@ class CleanupMetrics:
             "wharf_cleanup_sweep_off", "1 where a restore is suspected, and orphans are only reported",
             registry=self.registry,
         )  # fmt: skip
+
+        self.volume = Gauge("wharf_volume_bytes", "Of the volume: `used`, `free`", ["kind"], registry=self.registry)
+        self.pressed = Gauge(
+            "wharf_volume_pressed", "1 where the volume is nearly full, and cleanups make room", registry=self.registry
+        )
+
+    def see(self, usage: Usage, *, pressed: bool) -> None:
+        self.volume.labels("used").set(usage.used)
+        self.volume.labels("free").set(usage.free)
+        self.pressed.set(pressed)
 
     def count(self, run: Run, sweep_off: SweepOff | None) -> None:
         self.runs.labels(run.stopped).inc()

@@ -80,6 +80,11 @@ async def migrate(owner_url: str, volume: Volume | None) -> list[str]:
         raise StartError(
             f"The database did not finish this: {str(error).strip()}\nWhat is applied stays. Run `wharf migrate` again."
         ) from error
+    except OSError as error:
+        raise StartError(
+            f"WHARF_VOLUME: {error.filename or 'the volume'} cannot be written: {error.strerror}. What is done stays. "
+            "Set that right, then run `wharf migrate` again."
+        ) from error
 
 
 async def _migrate(owner_url: str, volume: Volume | None) -> list[str]:

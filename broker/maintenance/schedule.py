@@ -2,8 +2,10 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -18,10 +20,17 @@ from custody.errors import CustodyError
 from custody.health import HealthServer, Pulse
 from custody.installation import SweepOff
 from custody.instance import Alone
+from custody.pressure import Pressure, Watermarks
 from custody.removal import FOLDERS
 from custody.volume import Volume
 
 log = structlog.get_logger()
+
+WATCH_SECONDS = 2.0
+"""Between two looks at how full the volume is."""
+
+FRUITLESS_SECONDS = 15.0
+"""Between two cleanups that are to make room and cannot."""
 
 
 async def clean_once(
@@ -65,24 +74,61 @@ async def serve(settings: CleanupSettings, *, every: float, without_grace: bool,
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
             log.info("cleanup_ready", every_seconds=every)
+            need = _Need(database, volume, settings.watermarks, metrics)
+            due = 0.0
             try:
                 while not stop.is_set():
                     try:
-                        sweep = await _sweep_is_due(database, timedelta(hours=settings.sweep_hours))
-                        rules = _rules(settings, without_grace=without_grace, max_seconds=max_seconds, sweep=sweep)
-                        await _run(settings, database, Cleanup(database, volume, rules), stop, metrics)
+                        if await need.is_there():
+                            rules = replace(_rules(settings, without_grace=True), make_room=settings.watermarks)
+                            need.told(await _run(settings, database, Cleanup(database, volume, rules), stop, metrics))
+                        if time.monotonic() >= due and not stop.is_set():
+                            due = time.monotonic() + every
+                            sweep = await _sweep_is_due(database, timedelta(hours=settings.sweep_hours))
+                            rules = _rules(settings, without_grace=without_grace, max_seconds=max_seconds, sweep=sweep)
+                            await _run(settings, database, Cleanup(database, volume, rules), stop, metrics)
+                            due = time.monotonic() + every
                     except CustodyError as error:
                         log.warning("cleanup_interrupted", code=error.code, detail=error.detail)
-                    await _pause(stop, every)
+                    await _pause(stop, min(WATCH_SECONDS, every))
             finally:
                 beating.cancel()
                 await asyncio.gather(beating, return_exceptions=True)
     log.info("cleanup_stopped")
 
 
+class _Need:
+    """Whether bytes have to go now: the volume is nearly full, and there are some that may."""
+
+    def __init__(self, database: Database, volume: Volume, marks: Watermarks, metrics: CleanupMetrics) -> None:
+        self._database = database
+        self._volume = volume
+        self._pressure = Pressure(marks)
+        self._metrics = metrics
+        self._not_before = 0.0
+
+    async def is_there(self) -> bool:
+        """Raises `CustodyError`."""
+        usage = await self._volume.usage()
+        was_on = self._pressure.is_on
+        self._metrics.see(usage, pressed=self._pressure.see(usage))
+        if not self._pressure.is_on or time.monotonic() < self._not_before:
+            return False
+        if not was_on:
+            return True
+        async with self._database.transaction() as transaction:
+            return await cleanup.may_free(transaction)
+
+    def told(self, run: Run | None) -> None:
+        """`run`: the cleanup that followed."""
+        if run is None or run.freed_bytes == 0:
+            # What it found may be held by tasks for long.
+            self._not_before = time.monotonic() + FRUITLESS_SECONDS
+
+
 async def _run(
     settings: CleanupSettings, database: Database, cleaning: Cleanup, stop: asyncio.Event, metrics: CleanupMetrics
-) -> None:
+) -> Run | None:
     stopping = asyncio.create_task(_hand_on(stop, cleaning))
     try:
         run = await _alone(settings, cleaning)
@@ -90,9 +136,10 @@ async def _run(
         stopping.cancel()
     if run is None:
         log.info("cleanup_kept_out")
-        return
+        return None
     async with database.transaction() as transaction:
         metrics.count(run, await installation.sweep_off(transaction))
+    return run
 
 
 async def _hand_on(stop: asyncio.Event, cleaning: Cleanup) -> None:

@@ -6,7 +6,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from custody.audit import YOUNGEST_FORGOTTEN_DAYS
-from custody.settings import ProcessSettings, RetentionSettings, VolumeSettings
+from custody.settings import PressureSettings, ProcessSettings, RetentionSettings, VolumeSettings
 
 
 class MigrateSettings(BaseSettings):
@@ -25,7 +25,7 @@ class QuarantineSettings(BaseSettings):
     )
 
 
-class CleanupSettings(RetentionSettings, QuarantineSettings, VolumeSettings, ProcessSettings):
+class CleanupSettings(PressureSettings, RetentionSettings, QuarantineSettings, VolumeSettings, ProcessSettings):
     audit_retention_days: int = Field(
         default=365, ge=YOUNGEST_FORGOTTEN_DAYS, le=36500, description="Days that a receipt is kept"
     )

@@ -94,7 +94,7 @@ async def upload(
     """Takes files: multipart with parts `file`, or one file as the raw body. When this answers, they are safe. In a
     multipart body, `expires_in` may be a field too."""
     tenant, request_id = principal.tenant_id, request.scope["request_id"]
-    async with body.receive(request, service, part="file", raw=True) as received:
+    async with body.receive(request, service, tenant, part="file", raw=True) as received:
         kept_for = body.fields_of(received, UploadFields).expires_in or expires_in
         digests = [upload.staged.sha256 for upload in received.uploads]
         wanted = idempotency.fingerprint("POST /v1/files", _asked(expires_in=kept_for), digests)

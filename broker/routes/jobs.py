@@ -83,7 +83,7 @@ async def predict(
 ) -> Response:
     """Upload and job in one call, one transaction. With `Prefer: wait=SECONDS` the answer has the boxes."""
     tenant, request_id = principal.tenant_id, request.scope["request_id"]
-    async with body.receive(request, service, part="image", raw=False) as received:
+    async with body.receive(request, service, tenant, part="image", raw=False) as received:
         wish = body.fields_of(received, PredictFields)
         digests = [upload.staged.sha256 for upload in received.uploads]
         wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)

@@ -23,13 +23,16 @@ from custody.errors import StartError
 from custody.ids import new_id
 from custody.installation import sweep_off, turn_sweep_on
 from custody.instance import Alone
+from custody.pressure import Watermarks
 from custody.removal import FOLDERS
-from custody.volume import Volume, blob_path
+from custody.volume import Usage, Volume, blob_path
 from standalone.cluster import programs_of_the_wheel
 from tests.support.domain import Domain
 
 RETENTION = Retention(files=timedelta(days=30), jobs=timedelta(days=90))
 DAY = 86_400
+FULL = Watermarks(high=1, low=1e-9, headroom_bytes=1 << 60)
+"""However much is free, there is never enough."""
 
 
 @pytest.fixture
@@ -194,6 +197,45 @@ async def test_many_more_than_a_batch_go(domain, acme, clean, monkeypatch):
     run = await clean()
     assert (run.expired_files, run.removed_blobs) == (30, 30)
     assert len(tree(domain)) == 10
+
+
+# Room
+
+
+async def test_to_make_room_bytes_go_without_grace_the_first_let_go_first_until_there_is_enough(
+    domain, acme, clean, monkeypatch
+):
+    monkeypatch.setattr("broker.maintenance.cleanup.BATCH", 1)
+    pictures = [b"first", b"second", b"third", b"fourth"]
+    for age, picture in zip((4, 3, 2, 1), pictures, strict=True):
+        await let_go(domain, acme, await keep(domain, acme, picture))
+        await domain.change(
+            f"UPDATE wharf.suspects SET since = now() - interval '{age} minutes' WHERE sha256 = %s", [digest(picture)]
+        )
+
+    async def usage() -> Usage:
+        there = sum(domain.bytes_of(digest(picture)) is not None for picture in pictures)
+        return Usage(used=60 + 10 * there, free=40 - 10 * there)
+
+    monkeypatch.setattr(Volume, "usage", lambda _: usage())
+    run = await clean(grace=timedelta(hours=1), make_room=Watermarks(high=0.95, low=0.8, headroom_bytes=1000))
+    assert (run.stopped, run.under_pressure, run.removed_blobs) == ("done", True, 2)
+    assert [domain.bytes_of(digest(picture)) for picture in pictures] == [None, None, b"third", b"fourth"]
+    [told] = domain.rows("SELECT under_pressure, removed_blobs FROM wharf.cleanup_runs")
+    assert told == {"under_pressure": True, "removed_blobs": 2}
+
+
+async def test_to_make_room_nothing_goes_that_somebody_holds(domain, acme, clean):
+    files = [await keep(domain, acme, picture) for picture in (b"held", b"pinned", b"at work")]
+    await expire(domain, files[1])
+    await domain.change("UPDATE wharf.files SET pinned = true WHERE id = %s", [files[1]])
+    await domain.submit_on(acme, files[2:])
+    await expire(domain, files[2])
+    run = await clean(make_room=FULL)
+    assert (run.stopped, run.expired_files, run.removed_blobs) == ("done", 0, 0)
+    assert [domain.bytes_of(digest(picture)) for picture in (b"held", b"pinned", b"at work")] == [
+        b"held", b"pinned", b"at work"
+    ]  # fmt: skip
 
 
 # Jobs

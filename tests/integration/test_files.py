@@ -363,7 +363,7 @@ async def test_a_full_disk_is_told_as_such_and_leaves_nothing_behind(domain, acm
     ballast = small_volume.root / "ballast"
     ballast.write_bytes(bytes(2_000_000))
     for error in await asyncio.gather(refused(1_500_000), refused(20_000_000)):
-        assert (error.code, error.kind.status) == ("volume_full", 507)
+        assert (error.code, error.kind.status) == ("storage_full", 507)
     assert not list((small_volume.root / "staging").iterdir())
     assert domain.rows("SELECT size FROM wharf.blobs") == domain.rows("SELECT size FROM wharf.files") == [{"size": 13}]
     ballast.unlink()

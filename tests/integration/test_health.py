@@ -11,9 +11,11 @@ from broker.backlog import Backlog
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
+from broker.room import Room
 from broker.service import Service
 from broker.settings import BrokerSettings
 from custody import tenants
+from custody.audit import Audit
 from custody.ids import new_id
 from custody.wire import Role
 from tests.support.domain import Domain
@@ -24,6 +26,7 @@ OK = {"database": "ok", "transport": "ok", "volume": "ok"}
 @pytest.fixture
 async def http(domain: Domain, acme, notices):
     settings = BrokerSettings(database_url="postgresql://", volume=domain.installation.volume)
+    room = Room(domain.volume, settings.watermarks)
     service = Service(
         settings=settings,
         database=domain.api,
@@ -31,10 +34,12 @@ async def http(domain: Domain, acme, notices):
         files=domain.files,
         jobs=domain.jobs,
         tasks=domain.tasks,
+        audit=Audit("none"),
         backlog=Backlog(pool_limit=1000, tenant_limit=1000),
         notices=notices,
         probe=Prober(settings.max_pixels),
-        readiness=Readiness(domain.api, domain.volume, needs_worker=False),
+        readiness=Readiness(domain.api, domain.volume, room, needs_worker=False),
+        room=room,
         metrics=BrokerMetrics(),
         stopping=asyncio.Event(),
     )

@@ -4,6 +4,8 @@ import threading
 
 from broker import readiness
 from broker.readiness import Readiness
+from broker.room import Room
+from custody.pressure import Watermarks
 from custody.volume import Volume
 
 
@@ -26,14 +28,15 @@ async def test_a_volume_that_hangs_is_told_in_time_asked_once_and_ready_when_it_
     monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.3)
     monkeypatch.setattr(readiness, "GOOD_SECONDS", 0)
     volume = HangingVolume(installation.volume, instance="broker")
-    ready = Readiness(api_database, volume, needs_worker=False)
+    room = Room(volume, Watermarks(0.95, 0.9, 1 << 30))
+    ready = Readiness(api_database, volume, room, needs_worker=False)
     try:
         for _ in range(3):
             checks = await ready.checks()
             assert checks["volume"].startswith("no answer")
             assert (checks["database"], checks["transport"]) == ("ok", "ok")
-        assert (volume.asked, ready.free_bytes) == (1, None)
+        assert (volume.asked, room.usage) == (1, None)
     finally:
         volume.answers.set()
     assert set((await ready.checks()).values()) == {"ok"}
-    assert ready.free_bytes > 0
+    assert room.usage.free > 0

@@ -16,6 +16,7 @@ from PIL import Image
 from broker.body import Body, _declared_name, clean_filename, read_json, receive
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
+from broker.room import Room
 from broker.service import Service
 from broker.settings import BrokerSettings
 from custody.errors import CustodyError
@@ -29,6 +30,8 @@ from custody.wire import KeyRequest
 MULTIPART = "multipart/form-data; boundary=bb"
 NO_DATABASE = None
 """Nothing here reaches it."""
+
+TENANT = new_id()
 
 in_a_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 
@@ -44,6 +47,7 @@ def service_in(folder: Path, **limits: int) -> Service:
         (folder / "staging").mkdir()
         (folder / "volume-id").write_text(f"{new_id()}\n")
     settings = BrokerSettings(database_url="postgresql://nobody@nowhere/none", volume=folder, **limits)
+    room = Room(volume, settings.watermarks)
     return Service(
         settings=settings,
         database=NO_DATABASE,
@@ -51,10 +55,12 @@ def service_in(folder: Path, **limits: int) -> Service:
         files=Files(volume),
         jobs=Jobs(),
         tasks=Tasks(),
+        audit=NO_DATABASE,
         backlog=NO_DATABASE,
         notices=NO_DATABASE,
         probe=Prober(settings.max_pixels),
         readiness=NO_DATABASE,
+        room=room,
         metrics=BrokerMetrics(),
         stopping=asyncio.Event(),
     )
@@ -94,7 +100,7 @@ def cut(content: bytes, places: Sequence[int]) -> list[bytes]:
 
 
 async def received(service: Service, asked: Request, part: str = "image", *, raw: bool = False) -> Body:
-    async with receive(asked, service, part=part, raw=raw) as body:
+    async with receive(asked, service, TENANT, part=part, raw=raw) as body:
         for upload in body.uploads:
             stored = upload.staged.path.read_bytes()
             assert (len(stored), hashlib.sha256(stored).digest()) == (upload.staged.size, upload.staged.sha256)
@@ -108,7 +114,7 @@ def staged(service: Service) -> list[Path]:
 
 async def refusal(service: Service, asked: Request, part: str = "image", *, raw: bool = False) -> CustodyError:
     with pytest.raises(CustodyError) as refused:
-        async with receive(asked, service, part=part, raw=raw):
+        async with receive(asked, service, TENANT, part=part, raw=raw):
             pass
     assert staged(service) == []
     return refused.value
@@ -158,7 +164,7 @@ async def read_or_refuse(service: Service, asked: Request) -> None:
     """For bodies that may be good or bad: there is an answer either way, and staging is empty afterwards."""
     status = 200
     try:
-        async with receive(asked, service, part="image", raw=True):
+        async with receive(asked, service, TENANT, part="image", raw=True):
             pass
     except CustodyError as error:
         status = error.kind.status
