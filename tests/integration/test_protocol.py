@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from broker.maintenance.cleanup import Cleanup, Rules
 from broker.maintenance.verify import verification
 from broker.maintenance.verify.pace import Pace
 from broker.maintenance.verify.verification import Verification
-from custody import erasure, reruns, volume
+from custody import cleanup, erasure, reruns, volume
 from custody.cleanup import Retention
 from custody.database import Database
 from custody.errors import CustodyError
@@ -47,8 +48,8 @@ SECONDS = float(os.environ.get("WHARF_PROTOCOL_SECONDS", "20"))
 SEED = os.environ.get("WHARF_PROTOCOL_SEED")
 WATCHED = "WHARF_PROTOCOL_SECONDS" in os.environ
 
-ACTORS_AT_ONCE = 8
-ACTORS = 40
+ACTORS_AT_ONCE = 6
+ACTORS = 25
 SLEEPY, SLEEPY_INSIDE = 0.02, 0.15
 """How often an actor sleeps when it is its turn; in the midst of a transaction."""
 
@@ -172,7 +173,8 @@ class World:
             ("reconcile", "worker", 2, self.reconcile),
             ("silence", "worker", 1, self.fall_silent),
             ("age", "cleanup", 1, self.age),
-            ("clean", "cleanup", 4, self.clean),
+            ("clean", "cleanup", 1, self.clean),
+            ("remove", "cleanup", 6, self.remove),
         ]
         # No run is as another: in some there is much to delete and little to upload.
         self._wish = {name: weight * self.random.choice((0.2, 1, 3)) for name, _, weight, _ in self.kinds}
@@ -182,12 +184,14 @@ class World:
     def start(self, kind: str | None = None) -> None:
         weights = [self._wish[name] if kind in (None, name) else 0 for name, *_ in self.kinds]
         # A second cleanup is kept out by a lock that its process holds; so is a second verification.
-        alone = {actor.name.split("-")[0] for actor in self.scheduler.actors if not actor.done} & {"clean", "verify"}
+        alone = {"verify"} if any(a.name.startswith("verify") and not a.done for a in self.scheduler.actors) else set()
+        if self._is_cleaning():
+            alone |= {"clean", "remove"}
         weights = [0 if name in alone else weight for (name, *_), weight in zip(self.kinds, weights, strict=True)]
         name, host, _, act = self.random.choices(self.kinds, weights)[0]
         self._made += 1
         actor = Actor(f"{name}-{self._made}", self._hosts[f"{host}-{self.random.randint(1, 2)}"])
-        if name == "clean":
+        if name in ("clean", "remove"):
             self.cleaners.append(actor)
         mount = ActorVolume(self.root, actor)
         self.volumes.append(mount)
@@ -410,6 +414,13 @@ class World:
         if run.errors and not self.mode.may_refuse:
             self.violations.append(f"a cleanup had errors: {run.first_errors}")
 
+    async def remove(self, mount: Volume) -> None:
+        """Those steps of a cleanup alone that take bytes away."""
+        cleaning = Cleanup(self.cleanup, mount, self.rules(None))
+        await cleaning._each(cleanup.find_deleted, cleaning._remove_files)
+        await cleaning._each(partial(cleanup.find_suspects, grace=None), cleaning._mark_bytes)
+        await cleaning._each(cleanup.find_deleting, cleaning._remove_bytes)
+
     def rules(self, grace: timedelta | None, staging: timedelta = timedelta(hours=24)) -> Rules:
         retention = Retention(files=timedelta(days=30), jobs=timedelta(days=90))
         return Rules(
@@ -586,6 +597,7 @@ class World:
     # The run
 
     async def run(self) -> None:
+        await self._furnish()
         for _ in range(ACTORS_AT_ONCE):
             self.start()
         current: Actor | None = None
@@ -593,7 +605,7 @@ class World:
             ready = await self.scheduler.quiet()
             living = [actor for actor in self.scheduler.actors if not actor.done]
             while len(living) < ACTORS_AT_ONCE and self._made < ACTORS:
-                self.start("clean" if not self._is_cleaning() and self.random.random() < 0.9 else None)
+                self.start("remove" if not self._is_cleaning() and self.random.random() < 0.7 else None)
                 living.append(self.scheduler.actors[-1])
                 ready = await self.scheduler.quiet()
             if not living:
@@ -614,6 +626,20 @@ class World:
             self._raise_unforeseen()
             if changes:
                 self.check()
+
+    async def _furnish(self) -> None:
+        """Files that are there, and some that were let go of."""
+        mount = Volume(self.root, instance="before")
+        for content in self.contents:
+            tenant = self.random.choice(self.tenants)
+            self.ledger.offered.add((tenant, content))
+            async with _all_staged(mount, [content]) as uploads, self.api.transaction(tenant) as transaction:
+                [file] = (await Files(mount).keep(transaction, tenant, uploads)).files
+            self.ledger.files[file.id] = tenant, sha256(content).digest()
+            if self.random.random() < 0.5:
+                self.ledger.let_go.add(file.id)
+                async with self.api.transaction(tenant) as transaction:
+                    await Files(mount).delete(transaction, file.id)
 
     def _put_to_sleep(self, actor: Actor) -> None:
         """Others do much meanwhile."""
@@ -739,7 +765,7 @@ def databases(installation: Installation) -> dict[str, Database]:
     """Not yet open."""
     return {
         role: Database(
-            installation.url(f"wharf_{role}"), name=role, size=ACTORS_AT_ONCE + 2, by_index=role == "cleanup"
+            installation.url(f"wharf_{role}"), name=role, size=ACTORS_AT_ONCE + 4, by_index=role == "cleanup"
         )
         for role in ("api", "worker", "cleanup")
     }
