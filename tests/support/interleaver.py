@@ -312,7 +312,7 @@ def _shown(path: Any) -> str:
     if isinstance(path, int):
         return ""
     parts = Path(path).parts[-2:]
-    return "/".join(part if len(part) < 40 else part[:8] + part[64:] for part in parts)
+    return "/".join(part if len(part) < 40 else f"{part[:8]}…" for part in parts)
 
 
 def _short(query: Any) -> str:
