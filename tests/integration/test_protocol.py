@@ -2,7 +2,8 @@
 lets any other go on, and ends some of them there: whatever the order, what was promised is kept.
 
 Each run is made by a seed, which a failure prints with the whole schedule: `WHARF_PROTOCOL_SEED=… pytest
-tests/integration/test_protocol.py -k MODE` repeats it. `WHARF_PROTOCOL_SECONDS` is how long each mode goes on.
+tests/integration/test_protocol.py -k MODE` repeats it, as far as Postgres wakes those who wait for the same lock in the
+same order. `WHARF_PROTOCOL_SECONDS` is how long each mode goes on.
 """
 
 import os
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from broker.maintenance.cleanup import Cleanup, Rules
 from broker.maintenance.verify import verification
 from broker.maintenance.verify.pace import Pace
 from broker.maintenance.verify.verification import Verification
-from custody import erasure, reruns, volume
+from custody import cleanup, erasure, reruns, volume
 from custody.cleanup import Retention
 from custody.database import Database
 from custody.errors import CustodyError
@@ -47,8 +49,8 @@ SECONDS = float(os.environ.get("WHARF_PROTOCOL_SECONDS", "20"))
 SEED = os.environ.get("WHARF_PROTOCOL_SEED")
 WATCHED = "WHARF_PROTOCOL_SECONDS" in os.environ
 
-ACTORS_AT_ONCE = 8
-ACTORS = 40
+ACTORS_AT_ONCE = 6
+ACTORS = 25
 SLEEPY, SLEEPY_INSIDE = 0.02, 0.15
 """How often an actor sleeps when it is its turn; in the midst of a transaction."""
 
@@ -159,20 +161,21 @@ class World:
         self.kinds: list[tuple[str, str, int, Callable[[Volume], Coroutine[Any, Any, None]]]] = [
             ("damage", "broker", 2 if mode.damage else 0, self.damage),
             ("verify", "cleanup", 3 if mode.damage else 0, self.verify),
-            ("purge", "broker", 2, self.purge),
+            ("purge", "broker", 1, self.purge),
             ("upload", "broker", 6, self.upload),
             ("upload-known", "broker", 2, self.upload_known),
-            ("delete", "broker", 5, self.delete),
+            ("delete", "broker", 4, self.delete),
             ("expire", "broker", 2, self.expire),
             ("read", "broker", 2, self.read),
             ("submit", "broker", 5, self.submit),
             ("rerun", "broker", 2, self.rerun),
             ("cancel", "broker", 2, self.cancel),
-            ("work", "worker", 6, self.work),
+            ("work", "worker", 8, self.work),
             ("reconcile", "worker", 2, self.reconcile),
             ("silence", "worker", 1, self.fall_silent),
             ("age", "cleanup", 1, self.age),
-            ("clean", "cleanup", 4, self.clean),
+            ("clean", "cleanup", 1, self.clean),
+            ("remove", "cleanup", 6, self.remove),
         ]
         # No run is as another: in some there is much to delete and little to upload.
         self._wish = {name: weight * self.random.choice((0.2, 1, 3)) for name, _, weight, _ in self.kinds}
@@ -182,12 +185,14 @@ class World:
     def start(self, kind: str | None = None) -> None:
         weights = [self._wish[name] if kind in (None, name) else 0 for name, *_ in self.kinds]
         # A second cleanup is kept out by a lock that its process holds; so is a second verification.
-        alone = {actor.name.split("-")[0] for actor in self.scheduler.actors if not actor.done} & {"clean", "verify"}
+        alone = {"verify"} if any(a.name.startswith("verify") and not a.done for a in self.scheduler.actors) else set()
+        if self._is_cleaning():
+            alone |= {"clean", "remove"}
         weights = [0 if name in alone else weight for (name, *_), weight in zip(self.kinds, weights, strict=True)]
         name, host, _, act = self.random.choices(self.kinds, weights)[0]
         self._made += 1
         actor = Actor(f"{name}-{self._made}", self._hosts[f"{host}-{self.random.randint(1, 2)}"])
-        if name == "clean":
+        if name in ("clean", "remove"):
             self.cleaners.append(actor)
         mount = ActorVolume(self.root, actor)
         self.volumes.append(mount)
@@ -294,7 +299,8 @@ class World:
         files = [file for file, (owner, _) in self.ledger.files.items() if owner == tenant]
         if not files:
             return
-        named = self.random.choices(files, k=self.random.randint(1, 3))
+        held = [file for file in files if file not in self.ledger.let_go] or files
+        named = self.random.choices(self._likely(held), k=self.random.randint(1, 3))
         inputs = [
             JobInput(file=file)
             if self.random.random() < 0.7
@@ -410,6 +416,13 @@ class World:
         if run.errors and not self.mode.may_refuse:
             self.violations.append(f"a cleanup had errors: {run.first_errors}")
 
+    async def remove(self, mount: Volume) -> None:
+        """Those steps of a cleanup alone that take bytes away."""
+        cleaning = Cleanup(self.cleanup, mount, self.rules(None))
+        await cleaning._each(cleanup.find_deleted, cleaning._remove_files)
+        await cleaning._each(partial(cleanup.find_suspects, grace=None), cleaning._mark_bytes)
+        await cleaning._each(cleanup.find_deleting, cleaning._remove_bytes)
+
     def rules(self, grace: timedelta | None, staging: timedelta = timedelta(hours=24)) -> Rules:
         retention = Retention(files=timedelta(days=30), jobs=timedelta(days=90))
         return Rules(
@@ -429,13 +442,22 @@ class World:
     def _file(self) -> tuple[UUID, UUID] | None:
         if not self.ledger.files:
             return None
-        file = self.random.choice(list(self.ledger.files))
+        file = self.random.choice(self._likely(list(self.ledger.files)))
         return self.ledger.files[file][0], file
+
+    def _likely(self, files: list[UUID]) -> list[UUID]:
+        """Mostly those whose bytes may go when the files do: no task is open on them."""
+        if self.random.random() < 0.4:
+            return files
+        tasks = self._ask("SELECT DISTINCT sha256 FROM wharf.tasks WHERE state IN ('queued', 'running')")
+        busy = {row["sha256"] for row in tasks}
+        return [file for file in files if self.ledger.files[file][1] not in busy] or files
 
     def _job(self) -> tuple[UUID, UUID] | None:
         if not self.ledger.jobs:
             return None
-        job = self.random.choice(list(self.ledger.jobs))
+        jobs = list(self.ledger.jobs)
+        job = self.random.choice(jobs if self.random.random() < 0.4 else jobs[-2:])
         return self.ledger.jobs[job], job
 
     async def _read(self, mount: Volume, digest: bytes, must_be_there: Callable[[], bool]) -> bytes | None:
@@ -586,6 +608,7 @@ class World:
     # The run
 
     async def run(self) -> None:
+        await self._furnish()
         for _ in range(ACTORS_AT_ONCE):
             self.start()
         current: Actor | None = None
@@ -593,7 +616,7 @@ class World:
             ready = await self.scheduler.quiet()
             living = [actor for actor in self.scheduler.actors if not actor.done]
             while len(living) < ACTORS_AT_ONCE and self._made < ACTORS:
-                self.start("clean" if not self._is_cleaning() and self.random.random() < 0.9 else None)
+                self.start("remove" if not self._is_cleaning() and self.random.random() < 0.7 else None)
                 living.append(self.scheduler.actors[-1])
                 ready = await self.scheduler.quiet()
             if not living:
@@ -606,7 +629,7 @@ class World:
             if current not in awake or self.random.random() < self._restless:
                 weights = [4 if actor in self.cleaners else 1 for actor in awake]
                 current = self.random.choices(awake, weights)[0]
-            if self.random.random() < (SLEEPY if current.backend is None else SLEEPY_INSIDE):
+            if self.random.random() < self._sleepiness(current):
                 self._put_to_sleep(current)
                 continue
             changes = current.label.startswith(("COMMIT", "rename", "unlink", "begins"))
@@ -614,6 +637,26 @@ class World:
             self._raise_unforeseen()
             if changes:
                 self.check()
+
+    async def _furnish(self) -> None:
+        """Files that are there, and some that were let go of."""
+        mount = Volume(self.root, instance="before")
+        for content in self.contents:
+            tenant = self.random.choice(self.tenants)
+            self.ledger.offered.add((tenant, content))
+            async with _all_staged(mount, [content]) as uploads, self.api.transaction(tenant) as transaction:
+                [file] = (await Files(mount).keep(transaction, tenant, uploads)).files
+            self.ledger.files[file.id] = tenant, sha256(content).digest()
+            if self.random.random() < 0.5:
+                self.ledger.let_go.add(file.id)
+                async with self.api.transaction(tenant) as transaction:
+                    await Files(mount).delete(transaction, file.id)
+
+    def _sleepiness(self, actor: Actor) -> float:
+        if actor.name.startswith("work") and actor.label.startswith("open"):
+            # It looks at a picture: nothing takes longer.
+            return 0.5
+        return SLEEPY if actor.backend is None else SLEEPY_INSIDE
 
     def _put_to_sleep(self, actor: Actor) -> None:
         """Others do much meanwhile."""
@@ -739,7 +782,7 @@ def databases(installation: Installation) -> dict[str, Database]:
     """Not yet open."""
     return {
         role: Database(
-            installation.url(f"wharf_{role}"), name=role, size=ACTORS_AT_ONCE + 2, by_index=role == "cleanup"
+            installation.url(f"wharf_{role}"), name=role, size=ACTORS_AT_ONCE + 4, by_index=role == "cleanup"
         )
         for role in ("api", "worker", "cleanup")
     }

@@ -10,6 +10,7 @@ import asyncio
 import io
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -65,6 +66,7 @@ class Actor:
         if self.dead:
             permission.set_exception(CrashedError(self.name))
         else:
+            assert self.waiting is None, "it stops at one place at a time"
             self.label, self.waiting = label, permission
             scheduler.changed.set()
         return permission
@@ -120,10 +122,10 @@ class SteppedConnection(AsyncConnection[Any]):
 
 
 class ActorVolume(Volume):
-    """Its work on the disk is seen as this actor's."""
+    """Its work on the disk is seen as this actor's, and is done one thing at a time."""
 
     def __init__(self, root: Path, actor: Actor) -> None:
-        super().__init__(root, instance=actor.name, threads=2)
+        super().__init__(root, instance=actor.name, threads=1)
         self._actor = actor
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -267,12 +269,18 @@ def stepped_disk(scheduler: Scheduler) -> Iterator[None]:
     """While it lasts, the `os` of an actor's threads is its host's disk, and stops it."""
     real = {name: getattr(os, name) for name in (*MOVING, "fsync", "fdatasync", "open", "close", "pread", "lstat")}
 
+    def is_folder(path: Any) -> bool:
+        try:
+            return stat.S_ISDIR(real["stat"](path).st_mode)
+        except FileNotFoundError:
+            return False
+
     def stepped(name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             actor: Actor | None = getattr(_thread, "actor", None)
             if actor is None:
                 return real[name](*arguments, **named)
-            if name in MOVING or (name == "open" and not os.path.isdir(arguments[0])):  # noqa: PTH112
+            if name in MOVING or (name == "open" and not is_folder(arguments[0])):
                 scheduler.step_in_thread(actor, f"{name} {_shown(arguments[0])}")
             elif actor.dead:
                 raise CrashedError(actor.name)
@@ -304,7 +312,7 @@ def _shown(path: Any) -> str:
     if isinstance(path, int):
         return ""
     parts = Path(path).parts[-2:]
-    return "/".join(part if len(part) < 40 else part[:8] + part[64:] for part in parts)
+    return "/".join(part if len(part) < 40 else f"{part[:8]}…" for part in parts)
 
 
 def _short(query: Any) -> str:
