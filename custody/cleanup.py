@@ -240,6 +240,8 @@ async def remove_jobs(transaction: Transaction, jobs: Sequence[UUID]) -> int:
         {"jobs": list(jobs)},
     )
     going = [row["id"] for row in ended]
+    # In the order of all who lock several tasks, and before their results, as a purge does.
+    await transaction.execute("SELECT id FROM wharf.tasks WHERE job_id = ANY (%s) ORDER BY id FOR UPDATE", [going])
     await transaction.execute(
         "DELETE FROM wharf.results r USING wharf.tasks t WHERE t.job_id = ANY (%s) AND r.task_id = t.id", [going]
     )

@@ -186,12 +186,12 @@ class Integrity:
         )
         return len(names - {row["sha256"] for row in await found.fetchall()})
 
-    async def without_quarantine(self, transaction: Transaction, several: Sequence[bytes]) -> set[bytes]:
-        """Those that are `quarantined` no longer: healed, or gone."""
+    async def states(self, transaction: Transaction, several: Sequence[bytes]) -> Mapping[bytes, str]:
+        """Of those that have a row."""
         found = await transaction.execute(
-            "SELECT sha256 FROM wharf.blobs WHERE sha256 = ANY (%s) AND state = 'quarantined'", [list(several)]
+            "SELECT sha256, state FROM wharf.blobs WHERE sha256 = ANY (%s)", [list(set(several))]
         )
-        return set(several) - {row["sha256"] for row in await found.fetchall()}
+        return {row["sha256"]: row["state"] for row in await found.fetchall()}
 
     async def _in_order(self, transaction: Transaction, state: str, after: Custody | None, limit: int) -> list[Custody]:
         found = await transaction.execute(

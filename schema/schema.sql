@@ -1169,6 +1169,8 @@ GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_api;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_relay;
 
+GRANT UPDATE(purged_at) ON TABLE wharf.tasks TO wharf_cleanup;
+
 GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
 
 GRANT SELECT(id) ON TABLE wharf.tenants TO wharf_cleanup;

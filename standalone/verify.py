@@ -23,8 +23,8 @@ from wharfinger.commands.output import cell, print_facts, print_table, say, show
 ENDINGS = {
     None: "still running",
     "done": "done",
-    "time": "out of time: the next run goes on from here",
-    "asked": "asked to stop: the next run goes on from here",
+    "time": "out of time: the next full run goes on from here",
+    "asked": "asked to stop: the next full run goes on from here",
     "error": "error",
     "killed": "killed",
 }
@@ -35,7 +35,7 @@ ACCEPT = "Until it is accepted, bytes without a row are never removed: `wharf ve
 def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Compare existence and sizes, and read nothing")] = False,
     max_seconds: Annotated[
-        float | None, typer.Option(min=0, help="Begin nothing new after so long; the next run goes on there")
+        float | None, typer.Option(min=0, help="Begin nothing new after so long; the next full run goes on there")
     ] = None,
     rate: Annotated[
         float | None, typer.Option(min=1, help="Bytes to read in a second (WHARF_VERIFY_BYTES_PER_SECOND)")

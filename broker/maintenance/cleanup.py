@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 
 from broker.maintenance.marks import leave_mark
+from broker.maintenance.quarantine import discard_copies
 from custody import audit, cleanup, installation
 from custody.cleanup import FAILURES, Plan, Retention, Run
 from custody.database import Database, Transaction
@@ -45,15 +46,17 @@ Cut = Callable[[Sequence[Row]], Sequence[Row]]
 class Rules:
     """`receipt_days`: older receipts are forgotten. `grace`: bytes that nobody refers to stay for so long; None: they
     go at once. `staging`: what nobody has written to for so long is abandoned. `orphan_fraction`: of the files seen;
-    where more are orphans, they are only reported. `sweep`: whether a look through the whole volume is due.
-    `max_seconds`: no batch begins later. `make_room`: the volume is nearly full, and bytes go until it is below the
-    low one of these marks, those first that were let go of first."""
+    where more are orphans, they are only reported. `quarantine`: damaged copies of what was healed stay for so long.
+    `sweep`: whether a look through the whole volume is due. `max_seconds`: no batch begins later. `make_room`: the
+    volume is nearly full, and bytes go until it is below the low one of these marks, those first that were let go of
+    first."""
 
     retention: Retention
     receipt_days: int
     grace: timedelta | None
     staging: timedelta
     orphan_fraction: float
+    quarantine: timedelta = timedelta(days=7)
     sweep: bool = True
     max_seconds: float | None = None
     make_room: Watermarks | None = None
@@ -144,6 +147,7 @@ class Cleanup:
             self._tell("bytes that nobody refers to")
             await self._each(partial(cleanup.find_suspects, grace=self._rules.grace), self._mark_bytes)
             await self._each(cleanup.find_deleting, self._remove_bytes)
+            await self._discard_damaged()
             self._tell("abandoned uploads")
             clock = await self._removal.clock()
             await self._remove_leftovers(await self._removal.abandoned(clock - self._staging))
@@ -242,6 +246,12 @@ class Cleanup:
         for sha256, reason in withdrawal.failed.items():
             self._fault(sha256.hex(), reason)
         await self._discard(withdrawal.moved)
+
+    async def _discard_damaged(self) -> None:
+        try:
+            await discard_copies(self._database, self._volume, self._rules.quarantine.total_seconds())
+        except FAILURES as error:
+            self._fault("quarantine", error)
 
     async def _discard(self, withdrawn: Sequence[Withdrawn]) -> None:
         failed = await self._removal.discard(withdrawn)

@@ -192,6 +192,7 @@ def _rules(
         grace=None if without_grace else timedelta(seconds=settings.cleanup_grace_seconds),
         staging=timedelta(hours=settings.staging_hours),
         orphan_fraction=settings.max_orphan_fraction,
+        quarantine=timedelta(days=settings.quarantine_days),
         sweep=sweep,
         max_seconds=max_seconds,
     )

@@ -19,7 +19,13 @@ class MigrateSettings(BaseSettings):
     volume: Path | None = Field(default=None, description="Mount of the shared volume; unset: only the database")
 
 
-class CleanupSettings(PressureSettings, RetentionSettings, VolumeSettings, ProcessSettings):
+class QuarantineSettings(BaseSettings):
+    quarantine_days: float = Field(
+        default=7.0, ge=0, description="Days that a damaged copy is kept once its content is healed"
+    )
+
+
+class CleanupSettings(PressureSettings, RetentionSettings, QuarantineSettings, VolumeSettings, ProcessSettings):
     audit_retention_days: int = Field(
         default=365, ge=YOUNGEST_FORGOTTEN_DAYS, le=36500, description="Days that a receipt is kept"
     )

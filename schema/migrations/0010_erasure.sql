@@ -120,3 +120,6 @@ CREATE FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) RETU
 
 REVOKE ALL ON FUNCTION wharf.purge, wharf.tasks_of_picture FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION wharf.purge TO wharf_api;
+
+-- For the lock alone: a cleanup that takes a job away locks its tasks before its results, as a purge does.
+GRANT UPDATE (purged_at) ON wharf.tasks TO wharf_cleanup;

@@ -5,15 +5,18 @@ import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from broker.maintenance.cleanup import Cleanup, Rules
 from broker.maintenance.verify import verification
 from broker.maintenance.verify.pace import Pace
 from broker.maintenance.verify.verification import Verification
+from custody.cleanup import Retention
 from custody.database import Database
 from custody.errors import CustodyError, StartError
 from custody.ids import new_id
@@ -327,6 +330,35 @@ async def test_damaged_copies_go_once_they_are_old_and_nobody_waits_for_them(ver
     assert (len(waiting.copies), len(healed.copies)) == (1, 1)
     await verify(keep_seconds=0)
     assert (len(waiting.copies), len(healed.copies)) == (1, 0)
+    assert waiting.row["state"] == "quarantined"
+
+
+async def test_a_cleanup_takes_a_damaged_copy_with_the_last_reference_and_no_sooner(
+    verify, keep, domain, acme, cleanup_database
+):
+    purged, waiting, healed = await keep(b"purged"), await keep(b"waiting"), await keep(b"healed")
+    for each in (purged, waiting, healed):
+        each.flip()
+    await verify()
+    await healed.upload(acme)
+    async with domain.api.transaction(acme) as transaction:
+        [file] = [each for each in await domain.files.page(transaction, before=None, limit=9)
+                  if each.sha256 == purged.sha256.hexdigest()]  # fmt: skip
+        await domain.files.delete(transaction, file.id)
+    rules = Rules(
+        retention=Retention(files=timedelta(days=30), jobs=timedelta(days=90)),
+        receipt_days=365,
+        grace=None,
+        staging=timedelta(days=1),
+        orphan_fraction=1,
+        sweep=True,
+    )
+    volume = Volume(domain.installation.volume, instance="cleanup")
+    run = await Cleanup(cleanup_database, volume, rules).run()
+    assert (run.removed_blobs, run.errors) == (1, 0)
+    assert [len(each.copies) for each in (purged, waiting, healed)] == [0, 1, 1]
+    await Cleanup(cleanup_database, volume, replace(rules, quarantine=timedelta())).run()
+    assert [len(each.copies) for each in (purged, waiting, healed)] == [0, 1, 0]
     assert waiting.row["state"] == "quarantined"
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import structlog
 
+from broker.maintenance.quarantine import discard_copies
 from broker.maintenance.verify.pace import Pace
 from custody.database import Database
 from custody.errors import CustodyError
@@ -51,8 +52,8 @@ class Look:
 
 class Verification:
     """`quick`: existence and sizes are compared, and nothing is read. `max_seconds`: it ends soon after them, and the
-    next one goes on where it ended. `keep_seconds`: for how long damaged bytes stay under `quarantine/` once nobody
-    waits for them to be healed. `progress` hears of the counts now and then."""
+    next one goes on where it ended. `keep_seconds`: for how long damaged bytes stay under `quarantine/` once they
+    are healed. `progress` hears of the counts now and then."""
 
     def __init__(
         self,
@@ -99,18 +100,12 @@ class Verification:
 
     async def _look_at_all(self, began: datetime) -> bool:
         """False where it ended before all was seen."""
-        await self._discard_quarantined()
+        await discard_copies(self._database, self._volume, self._keep_seconds)
         if not self._quick and not await self._look_at_quarantined():
             return False
         if not await self._count_strangers():
             return False
         return await (self._compare_sizes() if self._quick else self._read_all(began))
-
-    async def _discard_quarantined(self) -> None:
-        old = [each for each in await self._volume.quarantined() if each.since <= time.time() - self._keep_seconds]
-        async with self._database.transaction() as transaction:
-            over = await self._integrity.without_quarantine(transaction, [each.sha256 for each in old])
-        await self._volume.discard_quarantined([each for each in old if each.sha256 in over])
 
     async def _look_at_quarantined(self) -> bool:
         """Where a worker, or a run that died, has marked bytes and moved nothing: they are moved, or restored where

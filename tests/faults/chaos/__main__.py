@@ -18,7 +18,7 @@ from tests.faults.chaos.site import Site
 from tests.support.rabbitmq import available
 
 SECONDS = 600.0
-LOAD = 0.9
+LOAD = 0.85
 """Of that time there is load; the rest is for the start and the reckoning."""
 
 

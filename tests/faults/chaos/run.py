@@ -47,7 +47,7 @@ def play(site: Site, ledger: Ledger, *, seconds: float, seed: str, tell: Tell) -
         warm_up = min(max(seconds / 10, WARM_UP_SECONDS[0]), WARM_UP_SECONDS[1])
         with load.running():
             time.sleep(warm_up)
-        _settle(site)
+        _work_off(site)
         before = usage.look(site)
         with load.running():
             _storm(site, prober, account, random.Random(seed), time.monotonic() + seconds - warm_up, tell)
@@ -126,13 +126,20 @@ def _await_all(site: Site, ledger: Ledger, fault: str) -> None:
 
 
 def _settle(site: Site) -> None:
-    """Nothing is left to do. What never settles is for the reckoning to tell."""
+    """Nothing is left to do or to clear away. What never settles is for the reckoning to tell."""
+    _work_off(site)
+    # Bytes that only a task referred to are looked at again after a minute.
+    holds_at_last(lambda: not checks.left_over(site.service), QUIET_SECONDS)
 
-    def settled() -> bool:
+
+def _work_off(site: Site) -> None:
+    """Every job has ended, and no message is left."""
+
+    def worked_off() -> bool:
         [(work,)] = site.service.ask(
             "SELECT EXISTS (SELECT FROM wharf.jobs WHERE state = 'open') OR EXISTS (SELECT FROM wharf.released)"
             " OR EXISTS (SELECT FROM wharf.tasks WHERE ended_at IS NULL)"
         )
-        return not work and not checks.left_over(site.service) and site.messages() == 0
+        return not work and site.messages() == 0
 
-    holds_at_last(settled, QUIET_SECONDS)
+    holds_at_last(worked_off, QUIET_SECONDS)
