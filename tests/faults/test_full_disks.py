@@ -180,10 +180,9 @@ def test_a_full_disk_under_postgres_loses_no_promise(tmp_path: Path) -> None:
                 until(lambda: ledger.promises >= 12, "promises are given")
                 with disk.full():
                     until(lambda: ledger.refusals or ledger.broken, "the database can write nothing more")
-                    until(lambda: not writes_log(service), "it gives up without room for its log")
+                    until(lambda: not survives_a_full_log(service), "it gives up without room for its log")
                 before = ledger.promises
                 until(lambda: ledger.promises >= before + 12, "promises are given again", 60)
-            assert "PANIC" in (disk.path / "postgres.log").read_text()
             assert ledger.refusals <= {(503, "database_unavailable")}
             ledger.check(service)
         finally:
@@ -281,12 +280,14 @@ def assert_no_room(refused: httpx.Response) -> None:
     assert int(refused.headers["Retry-After"]) > 0
 
 
-def writes_log(service: Service) -> bool:
-    """Asks PostgreSQL to begin another file of its log. False where it could not."""
+def survives_a_full_log(service: Service) -> bool:
+    """Asks PostgreSQL to begin another file of its log."""
     try:
         service.ask("SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000000))")
         service.ask("SELECT pg_switch_wal()")
-    except psycopg.Error:
+    except psycopg.errors.DiskFull:
+        return True
+    except psycopg.OperationalError:
         return False
     return True
 
