@@ -21,7 +21,7 @@ from uuid import UUID
 
 from custody.errors import CustodyError, StartError
 from custody.ids import new_id
-from custody.volume import Volume, blob_path, sync_path
+from custody.volume import Volume, blob_path, move, size_of, sync_path
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -33,7 +33,10 @@ FOLDERS_AT_ONCE = 16
 AT_ONCE = 32
 """Files that one thread works off."""
 
-WITHDRAWN = re.compile(r"([0-9a-f]{64})\..+")
+WITHDRAWN = re.compile(r"[0-9a-f]{64}\..+")
+LEFT_BY_NFS = re.compile(r"\.nfs[0-9a-f]+")
+"""What was replaced while it was open on the same host; it stays where that host dies."""
+
 WHOLE = re.compile(r"[0-9a-f]{64}")
 
 
@@ -68,7 +71,8 @@ class Stray:
 @dataclass(frozen=True)
 class Sight:
     """What lies in some folders of the tree. `strays`: bytes whose sha256 is not among the known ones; `leftovers`:
-    names that are none of a blob's, which a crash between two renames leaves; `missing`: known bytes not found."""
+    names that are none of a blob's, which a crash between two renames leaves, or NFS; `missing`: known bytes not
+    found."""
 
     files: int
     strays: Sequence[Stray]
@@ -118,11 +122,9 @@ class Removal:
         """What a cleanup that was killed has left between tree and unlink."""
 
         def look() -> list[Withdrawn]:
-            found = [(WITHDRAWN.fullmatch(entry.name), entry) for entry in os.scandir(self._dropped)]
             return [
-                Withdrawn(bytes.fromhex(named[1]), Path(entry.path), entry.stat(follow_symlinks=False).st_size)
-                for named, entry in found
-                if named
+                Withdrawn(bytes.fromhex(stray.path.name[:64]), stray.path, stray.size)
+                for stray in _strays(entry for entry in os.scandir(self._dropped) if WITHDRAWN.fullmatch(entry.name))
             ]
 
         return await self._volume.run(look)
@@ -132,7 +134,7 @@ class Removal:
         place = self._volume.root / blob_path(withdrawn.sha256)
 
         def move() -> None:
-            if place.exists():
+            if size_of(place) is not None:
                 withdrawn.path.unlink(missing_ok=True)
                 return
             with suppress(FileNotFoundError):
@@ -178,7 +180,10 @@ class Removal:
                 sha256 for sha256, promised in known.items()
                 if promised and sha256.hex() not in names and not (self._volume.root / blob_path(sha256)).exists()
             ]  # fmt: skip
-            leftovers = [stray for stray in _strays(others) if WITHDRAWN.fullmatch(stray.path.name)]
+            leftovers = [
+                stray for stray in _strays(others)
+                if WITHDRAWN.fullmatch(stray.path.name) or LEFT_BY_NFS.fullmatch(stray.path.name)
+            ]  # fmt: skip
             return Sight(len(names), _strays(unknown), leftovers, missing)
 
         return await self._volume.run(look)
@@ -237,7 +242,7 @@ class Removal:
                 if not stat.S_ISREG(status.st_mode):
                     found.failed[sha256] = f"{place} is no file"
                     continue
-                place.rename(moved)
+                move(place, moved, status.st_size)
             except FileNotFoundError:
                 found.absent.append(sha256)
             except OSError as error:

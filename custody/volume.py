@@ -196,9 +196,9 @@ class Volume:
 
         def in_and_out() -> None:
             beside = self._blob(staged.sha256).with_name(f"{staged.sha256.hex()}.{new_id()}")
-            staged.path.rename(beside)
+            move(staged.path, beside, staged.size)
             sync_path(beside.parent)
-            beside.rename(dropped)
+            move(beside, dropped, staged.size)
 
         await self.run(in_and_out)
         later = random.uniform(*UNLINK_AFTER_SECONDS)  # noqa: S311
@@ -365,13 +365,33 @@ def blob_path(sha256: bytes) -> str:
     return f"blobs/sha256/{name[:2]}/{name[2]}/{name}"
 
 
-def _place(staged: Staged, target: Path) -> None:
+def move(source: Path, target: Path, size: int) -> None:
+    """Renames a file of so many bytes."""
     try:
-        staged.path.rename(target)
+        source.rename(target)
     except FileNotFoundError:
         # NFS may retry a rename that has already happened and answer ENOENT.
-        if not target.exists() or target.stat().st_size != staged.size:
+        if size_of(target) != size:
             raise
+
+
+def size_of(path: Path) -> int | None:
+    """In bytes; None where there is no such file. It is opened to be sure: a network file system goes on telling of a
+    name that another host has removed, until it must open it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise
+    try:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+
+
+def _place(staged: Staged, target: Path) -> None:
+    move(staged.path, target, staged.size)
     sync_path(target.parent)
 
 

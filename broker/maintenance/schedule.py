@@ -1,10 +1,9 @@
 """When a cleanup runs: once, because somebody asked, or again and again. Never two at a time."""
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -12,12 +11,12 @@ import structlog
 
 from broker.maintenance.cleanup import Cleanup, Preview, Rules, preview
 from broker.maintenance.metrics import CleanupMetrics
+from broker.maintenance.serving import pause, serving
 from broker.maintenance.settings import CleanupSettings
 from custody import cleanup, installation
 from custody.cleanup import Retention, Run
 from custody.database import Database
 from custody.errors import CustodyError
-from custody.health import HealthServer, Pulse
 from custody.installation import SweepOff
 from custody.instance import Alone
 from custody.pressure import Pressure, Watermarks
@@ -56,44 +55,28 @@ async def look_back(settings: CleanupSettings, limit: int) -> tuple[Sequence[Run
 
 async def serve(settings: CleanupSettings, *, every: float, without_grace: bool, max_seconds: float | None) -> None:
     """A cleanup every so many seconds, until a signal asks for the end."""
-    stop = asyncio.Event()
-    metrics, pulse = CleanupMetrics(), Pulse()
-    async with _opened(settings) as (database, volume):
-        with ExitStack() as stack:
-            if settings.health_port:
-                stack.enter_context(
-                    HealthServer(
-                        settings.health_host,
-                        settings.health_port,
-                        metrics.registry,
-                        is_alive=pulse.is_recent,
-                        is_ready=lambda: pulse.is_recent() and not stop.is_set(),
-                    )
-                )
-            beating = asyncio.create_task(pulse.beat())
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            log.info("cleanup_ready", every_seconds=every)
-            need = _Need(database, volume, settings.watermarks, metrics)
-            due = 0.0
+    metrics = CleanupMetrics()
+    async with (
+        _opened(settings) as (database, volume),
+        serving(settings.health_host, settings.health_port, metrics.registry) as stop,
+    ):
+        log.info("cleanup_ready", every_seconds=every)
+        need = _Need(database, volume, settings.watermarks, metrics)
+        due = 0.0
+        while not stop.is_set():
             try:
-                while not stop.is_set():
-                    try:
-                        if await need.is_there():
-                            rules = replace(_rules(settings, without_grace=True), make_room=settings.watermarks)
-                            need.told(await _run(settings, database, Cleanup(database, volume, rules), stop, metrics))
-                        if time.monotonic() >= due and not stop.is_set():
-                            due = time.monotonic() + every
-                            sweep = await _sweep_is_due(database, timedelta(hours=settings.sweep_hours))
-                            rules = _rules(settings, without_grace=without_grace, max_seconds=max_seconds, sweep=sweep)
-                            await _run(settings, database, Cleanup(database, volume, rules), stop, metrics)
-                            due = time.monotonic() + every
-                    except CustodyError as error:
-                        log.warning("cleanup_interrupted", code=error.code, detail=error.detail)
-                    await _pause(stop, min(WATCH_SECONDS, every))
-            finally:
-                beating.cancel()
-                await asyncio.gather(beating, return_exceptions=True)
+                if await need.is_there():
+                    rules = replace(_rules(settings, without_grace=True), make_room=settings.watermarks)
+                    need.told(await _run(settings, database, Cleanup(database, volume, rules), stop, metrics))
+                if time.monotonic() >= due and not stop.is_set():
+                    due = time.monotonic() + every
+                    sweep = await _sweep_is_due(database, timedelta(hours=settings.sweep_hours))
+                    rules = _rules(settings, without_grace=without_grace, max_seconds=max_seconds, sweep=sweep)
+                    await _run(settings, database, Cleanup(database, volume, rules), stop, metrics)
+                    due = time.monotonic() + every
+            except CustodyError as error:
+                log.warning("cleanup_interrupted", code=error.code, detail=error.detail)
+            await pause(stop, min(WATCH_SECONDS, every))
     log.info("cleanup_stopped")
 
 
@@ -159,14 +142,6 @@ async def _sweep_is_due(database: Database, every: timedelta) -> bool:
     if last is None or last.started_at is None or last.swept_to != FOLDERS:
         return True
     return datetime.now(UTC) - last.started_at >= every
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return
 
 
 @asynccontextmanager

@@ -3,12 +3,13 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 import structlog
 
 from broker.maintenance.marks import leave_mark
+from broker.maintenance.serving import pause, serving
 from broker.maintenance.verify.metrics import VerifyMetrics
 from broker.maintenance.verify.pace import Pace
 from broker.maintenance.verify.settings import VerifySettings
@@ -16,7 +17,6 @@ from broker.maintenance.verify.verification import Verification
 from custody import installation
 from custody.database import Database
 from custody.errors import CustodyError, StartError
-from custody.health import HealthServer, Pulse
 from custody.instance import Alone
 from custody.integrity import Counts, Integrity, Run
 from custody.removal import Removal
@@ -75,24 +75,14 @@ async def look_back(settings: VerifySettings, limit: int) -> Sequence[Run]:
 
 async def serve(settings: VerifySettings, *, every: float, quick: bool, max_seconds: float | None) -> None:
     """A verification every so many seconds, until a signal asks for the end."""
-    pace, stop = Pace(settings.verify_bytes_per_second), asyncio.Event()
-    metrics, pulse = VerifyMetrics(), Pulse()
-    _on_signal(stop.set, pace.stop)
-    async with _opened(settings) as (database, volume):
-        with ExitStack() as stack:
-            if settings.health_port:
-                stack.enter_context(
-                    HealthServer(
-                        settings.health_host,
-                        settings.health_port,
-                        metrics.registry,
-                        is_alive=pulse.is_recent,
-                        is_ready=lambda: pulse.is_recent() and not stop.is_set(),
-                    )
-                )
-            beating = asyncio.create_task(pulse.beat())
-            stack.callback(beating.cancel)
-            log.info("verify_ready", every_seconds=every)
+    pace, metrics = Pace(settings.verify_bytes_per_second), VerifyMetrics()
+    async with (
+        _opened(settings) as (database, volume),
+        serving(settings.health_host, settings.health_port, metrics.registry) as stop,
+    ):
+        stopping = asyncio.create_task(_hand_on(stop, pace))
+        log.info("verify_ready", every_seconds=every)
+        try:
             while not stop.is_set():
                 try:
                     report = await _alone(
@@ -102,8 +92,15 @@ async def serve(settings: VerifySettings, *, every: float, quick: bool, max_seco
                         metrics.observe(report.run)
                 except CustodyError as error:
                     log.warning("verify_interrupted", code=error.code, detail=error.detail)
-                await _pause(stop, every)
+                await pause(stop, every)
+        finally:
+            stopping.cancel()
     log.info("verify_stopped")
+
+
+async def _hand_on(stop: asyncio.Event, pace: Pace) -> None:
+    await stop.wait()
+    pace.stop()
 
 
 async def _alone(
@@ -153,21 +150,9 @@ async def _mark_as_accepted(settings: VerifySettings, database: Database, volume
         await asyncio.sleep(1)
 
 
-def _on_signal(*acts: Callable[[], object]) -> None:
-    def obey() -> None:
-        for act in acts:
-            act()
-
+def _on_signal(act: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, obey)
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return
+        asyncio.get_running_loop().add_signal_handler(number, act)
 
 
 @asynccontextmanager
