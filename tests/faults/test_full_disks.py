@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from PIL import Image
 
@@ -171,7 +172,7 @@ def test_on_a_full_disk_the_cleanup_makes_room_at_once_and_without_grace(small: 
 
 def test_a_full_disk_under_postgres_loses_no_promise(tmp_path: Path) -> None:
     up = Up(tmp_path)
-    (up.data / "postgres").parent.mkdir()
+    up.data.mkdir()
     with mounted(up.data / "postgres") as disk:
         try:
             service = up.start()
@@ -179,6 +180,7 @@ def test_a_full_disk_under_postgres_loses_no_promise(tmp_path: Path) -> None:
                 until(lambda: ledger.promises >= 12, "promises are given")
                 with disk.full():
                     until(lambda: ledger.refusals or ledger.broken, "the database can write nothing more")
+                    until(lambda: not survives_a_full_log(service), "it gives up without room for its log")
                 before = ledger.promises
                 until(lambda: ledger.promises >= before + 12, "promises are given again", 60)
             assert ledger.refusals <= {(503, "database_unavailable")}
@@ -187,29 +189,45 @@ def test_a_full_disk_under_postgres_loses_no_promise(tmp_path: Path) -> None:
             up.part.stop()
 
 
-def test_a_wharf_up_whose_only_disk_runs_full_recovers_once_files_are_let_go(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def one_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, Disk]]:
+    """A `wharf up` with all that it keeps on a disk of its own."""
     # On a disk of a usual size, the ballast is far smaller than what the high mark keeps free.
-    up = Up(tmp_path, {"WHARF_HIGH_WATER": "0.6", "WHARF_LOW_WATER": "0.5"})
+    up = Up(tmp_path_factory.mktemp("one"), {"WHARF_HIGH_WATER": "0.6", "WHARF_LOW_WATER": "0.5"})
     with mounted(up.data) as disk:
         try:
-            service = up.start()
-            with service.client() as http:
-                until(lambda: (up.data / "ballast").exists(), "it keeps some room")
-                files = [http.post("/v1/files", content=picture(12)).json()["items"][0]["id"] for _ in range(8)]
-                with disk.full():
-                    until(lambda: "were given back" in up.part.output(), "the room is given back")
-                    until(lambda: status(http, "POST", "/v1/files", PAGE + b"1") == 507, "uploads are refused")
-                    for file in files:
-                        until(
-                            lambda file=file: status(http, "DELETE", f"/v1/files/{file}") in (204, 404), "it is let go"
-                        )
-                    until(lambda: status(http, "POST", "/v1/files", PAGE + b"2") == 201, "uploads are taken again")
-                    done = http.post("/v1/predict", files={"image": PAGE}, headers={"Prefer": "wait=30"})
-                    assert done.json()["state"] == "succeeded", done.text
-                until(lambda: (up.data / "ballast").exists(), "it keeps some room again")
-            assert service.ask("SELECT id FROM wharf.cleanup_runs WHERE under_pressure AND freed_bytes > 0")
+            up.start()
+            yield up, disk
         finally:
             up.part.stop()
+
+
+def test_a_wharf_up_whose_only_disk_runs_full_recovers_once_files_are_let_go(one_disk: tuple[Up, Disk]) -> None:
+    up, disk = one_disk
+    service = up.service()
+    with service.client() as http:
+        until(lambda: (up.data / "ballast").exists(), "it keeps some room")
+        files = [http.post("/v1/files", content=picture(12)).json()["items"][0]["id"] for _ in range(8)]
+        with disk.full():
+            until(lambda: "were given back" in up.part.output(), "the room is given back")
+            until(lambda: status(http, "POST", "/v1/files", PAGE + b"1") == 507, "uploads are refused")
+            for file in files:
+                until(lambda file=file: status(http, "DELETE", f"/v1/files/{file}") in (204, 404), "it is let go")
+            until(lambda: status(http, "POST", "/v1/files", PAGE + b"2") == 201, "uploads are taken again")
+            done = http.post("/v1/predict", files={"image": PAGE}, headers={"Prefer": "wait=30"})
+            assert done.json()["state"] == "succeeded", done.text
+        until(lambda: (up.data / "ballast").exists(), "it keeps some room again")
+    assert service.ask("SELECT id FROM wharf.cleanup_runs WHERE under_pressure AND freed_bytes > 0")
+
+
+def test_a_wharf_up_that_stopped_before_its_disk_ran_full_starts_again(one_disk: tuple[Up, Disk]) -> None:
+    up, disk = one_disk
+    until(lambda: (up.data / "ballast").exists(), "it keeps some room")
+    up.part.stop()
+    with disk.full():
+        (up.data / "last page").write_bytes(b"full")
+        assert up.start().rows()["files"] >= 0
+    (up.data / "last page").unlink()
 
 
 def test_a_start_on_a_full_disk_says_so(tmp_path: Path) -> None:
@@ -260,6 +278,18 @@ def picture(megabytes: int) -> bytes:
 def assert_no_room(refused: httpx.Response) -> None:
     assert (refused.status_code, refused.json()["code"]) == (507, "storage_full"), refused.text
     assert int(refused.headers["Retry-After"]) > 0
+
+
+def survives_a_full_log(service: Service) -> bool:
+    """Asks PostgreSQL to begin another file of its log."""
+    try:
+        service.ask("SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000000))")
+        service.ask("SELECT pg_switch_wal()")
+    except psycopg.errors.DiskFull:
+        return True
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def status(http: httpx.Client, method: str, path: str, content: bytes | None = None) -> int:
