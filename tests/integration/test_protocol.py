@@ -183,7 +183,10 @@ class World:
     # Actors
 
     def start(self, kind: str | None = None) -> None:
-        weights = [self._wish[name] if kind in (None, name) else 0 for name, *_ in self.kinds]
+        idle = self._without_work()
+        weights = [
+            self._wish[name] if name == kind or (kind is None and name not in idle) else 0 for name, *_ in self.kinds
+        ]
         # A second cleanup is kept out by a lock that its process holds; so is a second verification.
         alone = {"verify"} if any(a.name.startswith("verify") and not a.done for a in self.scheduler.actors) else set()
         if self._is_cleaning():
@@ -197,6 +200,32 @@ class World:
         mount = ActorVolume(self.root, actor)
         self.volumes.append(mount)
         self.scheduler.start(actor, lambda: self._acting(name, act(mount)))
+
+    def _without_work(self) -> set[str]:
+        """Those who would find nothing to do."""
+        ledger, idle = self.ledger, set()
+        (now,) = self._ask(
+            """
+            SELECT EXISTS (SELECT FROM wharf.tasks WHERE state = 'queued') AS queued,
+                   EXISTS (SELECT FROM wharf.tasks WHERE state = 'running') AS running,
+                   EXISTS (SELECT FROM wharf.jobs WHERE state = 'open') AS open,
+                   EXISTS (SELECT FROM wharf.suspects) OR EXISTS (SELECT FROM wharf.blobs WHERE state = 'deleting')
+                       AS suspected
+            """
+        )
+        if not now["queued"]:
+            idle.add("work")
+        if not now["running"]:
+            idle.add("silence")
+        if not ledger.jobs or not now["open"]:
+            idle.add("cancel")
+        if not ledger.jobs:
+            idle.add("rerun")
+        if not now["suspected"]:
+            idle.add("remove")
+        if not ledger.files.keys() - ledger.let_go:
+            idle |= {"submit", "delete", "expire"}
+        return idle
 
     async def _acting(self, name: str, act: Coroutine[Any, Any, None]) -> None:
         try:
@@ -296,11 +325,11 @@ class World:
 
     async def submit(self, mount: Volume) -> None:
         tenant = self.random.choice(self.tenants)
-        files = [file for file, (owner, _) in self.ledger.files.items() if owner == tenant]
+        owned = [file for file, (owner, _) in self.ledger.files.items() if owner == tenant]
+        files = [file for file in owned if file not in self.ledger.let_go] or owned
         if not files:
             return
-        held = [file for file in files if file not in self.ledger.let_go] or files
-        named = self.random.choices(self._likely(held), k=self.random.randint(1, 3))
+        named = self.random.choices(self._likely(files), k=self.random.randint(1, 3))
         inputs = [
             JobInput(file=file)
             if self.random.random() < 0.7
@@ -616,7 +645,8 @@ class World:
             ready = await self.scheduler.quiet()
             living = [actor for actor in self.scheduler.actors if not actor.done]
             while len(living) < ACTORS_AT_ONCE and self._made < ACTORS:
-                self.start("remove" if not self._is_cleaning() and self.random.random() < 0.7 else None)
+                removes = not self._is_cleaning() and "remove" not in self._without_work()
+                self.start("remove" if removes and self.random.random() < 0.7 else None)
                 living.append(self.scheduler.actors[-1])
                 ready = await self.scheduler.quiet()
             if not living:
@@ -647,6 +677,11 @@ class World:
             async with _all_staged(mount, [content]) as uploads, self.api.transaction(tenant) as transaction:
                 [file] = (await Files(mount).keep(transaction, tenant, uploads)).files
             self.ledger.files[file.id] = tenant, sha256(content).digest()
+            if self.random.random() < 0.5:
+                for _ in range(self.random.randint(1, 3)):
+                    # What was let go of before is no input of anything.
+                    with suppress(CustodyError):
+                        await self.submit(mount)
             if self.random.random() < 0.5:
                 self.ledger.let_go.add(file.id)
                 async with self.api.transaction(tenant) as transaction:
