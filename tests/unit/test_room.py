@@ -91,6 +91,22 @@ async def test_until_the_next_look_an_upload_that_ended_takes_what_it_brought():
         assert await began(room, under_way, ACME, 20 * GB)
 
 
+async def test_an_upload_that_ends_while_the_volume_is_looked_at_still_takes_what_it_brought(monkeypatch):
+    disk = Disk(70 * GB)
+    room = Room(disk, MARKS)
+    async with room.upload(ACME, 30 * GB) as place:
+        looking = asyncio.create_task(room.look())
+        while disk.looks < 2:
+            await asyncio.sleep(0)
+        await place.take(10 * GB)
+    assert not looking.done()
+    await looking
+    monkeypatch.setattr(module, "LOOK_SECONDS", math.inf)
+    async with AsyncExitStack() as under_way:
+        assert not await began(room, under_way, ACME, 21 * GB)
+        assert await began(room, under_way, ACME, 20 * GB)
+
+
 async def test_without_a_length_an_upload_is_refused_where_the_mark_is_passed():
     disk = Disk(10 * GB + 10 * CHUNK)
     room = Room(disk, MARKS)
