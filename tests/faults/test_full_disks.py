@@ -3,6 +3,7 @@ so, nothing is half done, what was promised stays, and all goes on by itself onc
 
 import io
 import random
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 import starter_model
+from broker.readiness import GOOD_SECONDS
 from standalone.postgres import Postgres
 from tests.e2e.conftest import new_database
 from tests.e2e.ledger import clients
@@ -134,12 +136,15 @@ def test_a_disk_that_runs_full_in_the_middle_of_an_upload_ends_it_and_leaves_not
 
 def test_on_a_full_disk_everything_but_uploads_goes_on(small: Small) -> None:
     held = small.keep(1).json()["items"][0]
+    last_page = small.disk.path / "last page"
     with small.full():
+        last_page.write_bytes(b"full")
         assert_no_room(small.keep(1))
         assert small.http.get(f"/v1/files/{held['id']}/content").status_code == 200
         work = {"inputs": [{"sha256": held["sha256"]}]}
         job = small.http.post("/v1/jobs", json=work, headers={"Prefer": "wait=30"})
         assert job.json().get("state") == "succeeded", job.text
+        time.sleep(GOOD_SECONDS)
         assert small.http.get("/readyz").status_code == 200
         health = small.http.get("/health/detailed").json()
         assert (health["status"], health["volume"]["takes_uploads"]) == ("degraded", False)
@@ -148,6 +153,7 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(small: Small) -> None:
         assert "wharf_volume_pressed 1.0" in metrics
         assert 'wharf_uploads_refused_total{reason="storage_full"}' in metrics
         assert small.http.delete(f"/v1/files/{held['id']}").status_code == 204
+    last_page.unlink()
     assert small.service.staged() == []
 
 
