@@ -41,7 +41,7 @@ def test_up_runs_on_a_postgres_of_the_users_with_a_login_for_each_process(own_da
                 """,
                 [connection.info.backend_pid],
             ).fetchall()
-        assert {user.rpartition("_")[0] for (user,) in users} == {"wharf_api", "wharf_worker"}
+        assert {user.rpartition("_")[0] for (user,) in users} == {"wharf_api", "wharf_worker", "wharf_cleanup"}
     finally:
         up.part.stop()
 

@@ -154,7 +154,6 @@ async def test_an_ended_job_is_written_no_more(domain, acme):
         "state = 'succeeded', finished_at = now()",
         "state = 'succeeded', finished_at = now(), done = 1, failed = 1",
         "state = 'failed', finished_at = now(), done = 2, failed = 0",
-        "state = 'failed', finished_at = now(), done = 1, failed = 0",
         "state = 'cancelled'",
         "finished_at = now()",
         "done = 1, failed = 0",

@@ -81,8 +81,8 @@ async def test_a_job_that_contradicts_itself_keeps_no_other_waiting(domain, acme
     bad, good = await domain.submit(acme, inputs=2), await domain.submit(acme)
     for claim in await domain.claim(3):
         await domain.succeed(claim)
-    # More inputs than it has tasks: its counts can never be written down.
-    await domain.change("UPDATE wharf.jobs SET total = 3 WHERE id = %s", [bad])
+    # Fewer inputs than it has tasks: its counts can never be written down.
+    await domain.change("UPDATE wharf.jobs SET total = 1 WHERE id = %s", [bad])
     for _ in range(2):
         await reconciler.run_once()
     assert (await domain.get(acme, good)).state is JobState.SUCCEEDED
