@@ -9,6 +9,7 @@ PORT ?= 8000
 SCENARIO ?=
 ROUNDS ?= 5
 JSON ?=
+SIDE_BY_SIDE ?= --numprocesses 2 --dist loadfile
 SECONDS ?= 600
 SEED ?=
 
@@ -23,8 +24,8 @@ demo: setup ## Run a real picture through everything: MODEL=file.onnx and IMAGE=
 
 test: setup ## Run all tests, on the embedded Postgres and on Debian's, with Debian's RabbitMQ
 	@$(MAKE) --no-print-directory check
-	@.ci/with-rabbitmq $(BIN)/python -m pytest tests
-	@.ci/on-oldest-postgres $(BIN)/python -m pytest tests/contract tests/integration -m postgres
+	@.ci/with-rabbitmq $(BIN)/python -m pytest tests $(SIDE_BY_SIDE)
+	@.ci/on-oldest-postgres $(BIN)/python -m pytest tests/contract tests/integration -m postgres $(SIDE_BY_SIDE)
 
 up: setup ## Run the service on this machine until Ctrl-C: DATA=folder PORT=number
 	@$(BIN)/wharf up --data "$(DATA)" --port $(PORT) $(if $(MODEL),--model "$(MODEL)")
