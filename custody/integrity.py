@@ -6,7 +6,7 @@ leaves damaged bytes under a row that promises nothing, and the next run finds t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
@@ -14,6 +14,8 @@ from custody.database import Transaction
 from custody.ids import new_id
 
 Fault = Literal["corrupt", "missing"]
+RUNS_KEPT = timedelta(days=90)
+
 Stopped = Literal["done", "time", "asked", "error", "killed"]
 
 
@@ -64,7 +66,8 @@ class Integrity:
     """The statements of a verification. All under the role wharf_cleanup."""
 
     async def begin(self, transaction: Transaction, *, quick: bool) -> Run:
-        """A new run. The caller makes sure that no other one lives: those without an end were killed."""
+        """A new run. The caller makes sure that no other one lives: those without an end were killed. Old ones go."""
+        await transaction.execute("DELETE FROM wharf.verify_runs WHERE started_at < now() - %s", [RUNS_KEPT])
         await transaction.execute("UPDATE wharf.verify_runs SET stopped = 'killed' WHERE stopped IS NULL")
         await transaction.execute("INSERT INTO wharf.verify_runs (id, quick) VALUES (%s, %s)", [new_id(), quick])
         [run] = await self.history(transaction, limit=1)

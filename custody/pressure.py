@@ -9,7 +9,9 @@ from custody.volume import Usage
 
 log = structlog.get_logger()
 
-ADVICE = "Let go of files (`wharf files delete`), enlarge the volume, or keep files for a shorter time."
+ADVICE = (
+    "Let go of files (`wharf files rm`), enlarge the volume, or keep files for a shorter time (`wharf tenant set`)."
+)
 
 
 @dataclass(frozen=True)

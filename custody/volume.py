@@ -5,7 +5,7 @@
     dropped/<instance>.<id>       uploads whose bytes were here already, for a moment
     dropped/<64 hex>.<id>         bytes that a cleanup has taken out of the tree, for a moment: see custody/removal
     quarantine/<64 hex>.<id>      bytes that were found damaged
-    models/<name>/<version>/      immutable once registered
+    models/<name>/<16 hex>/       immutable once registered; the first 16 digits of its digest
     volume-id                     the same random id as in the database
     checkpoint                    the mark that the last cleanup left here and in the database
 

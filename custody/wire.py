@@ -225,7 +225,7 @@ class InputResult(Wire):
     parameters: Parameters
     detections: list[Detection] | None = None
     timings: Timings | None = None
-    cached: bool = False
+    cached: bool = Field(default=False, description="Always false: no answers are cached yet")
     error: InputError | None = None
     purged_at: datetime | None = Field(
         default=None, description="When its owner had the picture purged, with its result and its filename"

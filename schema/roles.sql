@@ -4,4 +4,4 @@ CREATE ROLE wharf_owner NOLOGIN;    -- owns every table; `wharf migrate` becomes
 CREATE ROLE wharf_api LOGIN;        -- the broker: one tenant at a time, through row-level security
 CREATE ROLE wharf_worker LOGIN;     -- the workers: claim and end tasks, store results
 CREATE ROLE wharf_relay LOGIN;      -- the relay: releases tasks to RabbitMQ
-CREATE ROLE wharf_cleanup LOGIN;    -- the cleanup: removes what has expired
+CREATE ROLE wharf_cleanup LOGIN;    -- the cleanup and the verification: remove what has expired, look for damage

@@ -1348,8 +1348,7 @@ GRANT DELETE ON TABLE wharf.results TO wharf_cleanup;
 
 GRANT SELECT(task_id) ON TABLE wharf.results TO wharf_cleanup;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE wharf.verify_runs TO wharf_cleanup;
-GRANT SELECT ON TABLE wharf.verify_runs TO wharf_api;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.verify_runs TO wharf_cleanup;
 
 GRANT SELECT ON TABLE wharf.workers TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.workers TO wharf_worker;

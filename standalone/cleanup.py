@@ -47,8 +47,8 @@ def cleanup(
 ) -> None:
     """Remove what has expired or was deleted, the bytes that nobody refers to any more, and what crashes left behind.
 
-    Works on the `wharf up` of this machine, or on what WHARF_DATABASE_URL, of the role
-    wharf_cleanup, and WHARF_VOLUME name. Status 1 where something could not be removed.
+    Works on the `wharf up` of this machine, or on WHARF_DATABASE_URL (role wharf_cleanup)
+    and WHARF_VOLUME. Status 1 where something could not be removed.
     """
     try:
         url, volume = reach("wharf_cleanup", data)

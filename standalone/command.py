@@ -45,7 +45,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port to listen on (WHARF_PORT)")] = None,
     model: Annotated[str | None, typer.Option(help="Registered name, or a file: .onnx, .xml (WHARF_MODEL)")] = None,
 ) -> None:
-    """Run everything on this machine: database, API and worker. Ctrl-C ends it and leaves nothing running."""
+    """Run everything on this machine: database, API, worker and cleanup. Ctrl-C ends it and leaves nothing running."""
     given = {"data": data, "host": host, "port": port, "model": model}
     try:
         settings = load(UpSettings, **{name: value for name, value in given.items() if value is not None})

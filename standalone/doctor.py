@@ -57,8 +57,8 @@ def doctor(
 ) -> None:
     """Check database, volume, queue, clock, models, server and secrets; status 1 where something is at fault.
 
-    Looks at the `wharf up` of this machine, or at what WHARF_DATABASE_URL and WHARF_VOLUME name where they are set;
-    at RabbitMQ where WHARF_AMQP_URL is."""
+    Looks at the `wharf up` of this machine, or at WHARF_DATABASE_URL and WHARF_VOLUME,
+    and at RabbitMQ where WHARF_AMQP_URL is set."""
     set_up = _set_up(data)
     findings = [
         *_machine(),
@@ -155,7 +155,12 @@ async def _cleanups(transaction: Transaction) -> list[Finding]:
     findings = [Finding("cleanup", "warning" if failed else "ok", told, advice)]
     if off := await sweep_off(transaction):
         findings.append(
-            Finding("cleanup", "warning", f"orphans are only reported: {off.reason}", "Run `wharf verify`.")
+            Finding(
+                "cleanup",
+                "warning",
+                f"orphans are only reported: {off.reason}",
+                "Look with `wharf verify`, then `wharf verify --accept`.",
+            )
         )
     return findings
 

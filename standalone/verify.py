@@ -53,8 +53,8 @@ def verify(
     """Compare the volume's bytes with their SHA-256, and quarantine those that are damaged or lost until somebody
     uploads them again.
 
-    Works on the `wharf up` of this machine, or on what WHARF_DATABASE_URL, of the role
-    wharf_cleanup, and WHARF_VOLUME name. Status 1 where damage was found.
+    Works on the `wharf up` of this machine, or on WHARF_DATABASE_URL (role wharf_cleanup)
+    and WHARF_VOLUME. Status 1 where damage was found.
     """
     try:
         url, volume = reach("wharf_cleanup", data)

@@ -26,7 +26,7 @@ class CleanupMetrics:
             "wharf_cleanup_missing", "Files promised and not found, of the last sweep", registry=self.registry
         )
         self.ended = Gauge(
-            "wharf_cleanup_ended_seconds", "When the last cleanup that was done ended, since 1970",
+            "wharf_cleanup_ended_timestamp_seconds", "When the last cleanup that was done ended, since 1970",
             registry=self.registry,
         )  # fmt: skip
         self.sweep_off = Gauge(

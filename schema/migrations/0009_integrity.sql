@@ -64,6 +64,5 @@ CREATE TABLE wharf.verify_runs (
     CHECK (stopped IS NULL OR stopped = 'killed' OR ended_at IS NOT NULL)
 );
 CREATE INDEX verify_runs_unfinished ON wharf.verify_runs (id) WHERE stopped IS NULL;
-GRANT SELECT, INSERT, UPDATE ON wharf.verify_runs TO wharf_cleanup;
-GRANT SELECT ON wharf.verify_runs TO wharf_api;
+GRANT SELECT, INSERT, UPDATE, DELETE ON wharf.verify_runs TO wharf_cleanup;
 GRANT SELECT (name) ON wharf.tenants TO wharf_cleanup;

@@ -112,7 +112,7 @@ def test_a_body_without_the_part_that_is_wanted(http: httpx.Client, page: bytes)
     ("field", "value"),
     [
         *[("conf", value) for value in ("7", "-1", "NaN", "abc", "inf", "-inf", "1e999", "", "0,5", "\0", "0x1")],
-        *[("iou", value) for value in ("1.01", "nan", "[]")],
+        *[("iou", value) for value in ("1.01", "-0.1", "-1", "nan", "inf", "[]")],
         *[("max_detections", value) for value in ("0", "1001", "2.5", "-3", LONG_NUMBER, "one")],
         *[("priority", value) for value in ("urgent", "", "\0")],
         *[("expires_in", value) for value in ("0", "-1", "nan", "inf", "1e999", "soon", "", "2592001", LONG_NUMBER)],

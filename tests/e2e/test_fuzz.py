@@ -43,12 +43,21 @@ PATHS = (
     "/v1/models/{}",
     "/v1/keys",
     "/v1/keys/{}",
+    "/v1/pools",
+    "/v1/pools/{}/pause",
+    "/v1/models/{}/retire",
+    "/v1/audit",
+    "/v1/tenant",
+    "/health",
+    "/health/detailed",
     "/metrics",
     "/readyz",
 )
 NAMES = ("limit", "cursor", "state", "model", "metadata", "format", "filename", "conf", "iou", "max_detections",
          "priority", "inputs", "params", "file", "sha256", "name", "role", "tenant", "image",
-         "only", "error_code", "created_after", "all_tenants", "dry_run")  # fmt: skip
+         "only", "error_code", "created_after", "all_tenants", "dry_run",
+         "purge", "pinned", "expires_at", "expires_in", "file_expires_in", "file_retention_days", "object", "key",
+         "action", "since", "until")  # fmt: skip
 SENSIBLE = ("1", "0", "-1", "digits", "succeeded", "jsonl", "{}", '{"a": 1}', "0.5", "reader", "batch", "0" * 64,
             "01a1ffff-0000-7000-8000-000000000000", "MDFhMWZmZmYtMDAwMC03MDAwLTgwMDAtMDAwMDAwMDAwMDAw")  # fmt: skip
 

@@ -93,7 +93,9 @@ def cancel(
 @app.command()
 def rerun(
     job_id: JobId,
-    only_failed: Annotated[bool, typer.Option("--only-failed", help="Only the inputs that have no result.")] = False,
+    only_failed: Annotated[
+        bool, typer.Option("--only-failed", help="Only the inputs that failed or are unprocessable.")
+    ] = False,
     server: Server = None,
     json: Json = False,
 ) -> None:

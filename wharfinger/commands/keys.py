@@ -16,7 +16,10 @@ app = typer.Typer(no_args_is_help=True, help="API keys, for admins: create, list
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")],
     role: Annotated[
-        Role, typer.Option(help="reader: look; writer: also upload and run; admin: also keys.")
+        Role,
+        typer.Option(
+            help="reader: look; writer: also upload, run, delete; admin: also keys, retention, receipts, retries."
+        ),
     ] = Role.WRITER,
     tenant: Annotated[str | None, typer.Option(help="Another tenant: the operator's admins only.")] = None,
     server: Server = None,

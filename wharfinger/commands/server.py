@@ -12,7 +12,7 @@ GROUP = "wharf.commands"
 
 # What `wharf --help` says of them: asking the commands themselves would import the server.
 _HELP = {
-    "up": "Run everything on this machine: database, API, worker.",
+    "up": "Run everything on this machine: database, API, worker, cleanup.",
     "doctor": "Check the set-up and say what to do.",
     "broker": "Run the API, as containers do.",
     "relay": "Run a relay to RabbitMQ, as containers do.",
