@@ -51,12 +51,13 @@ WATCHED = "WHARF_PROTOCOL_SECONDS" in os.environ
 
 ACTORS_AT_ONCE = 6
 ACTORS = 25
-SHORT = 0.7
+SHORT = 0.92
 """The share of runs that are short."""
 
 SLEEPY, SLEEPY_INSIDE = 0.02, 0.15
 """How often an actor sleeps when it is its turn; in the midst of a transaction."""
 
+# Those who are alone in a short run: few steps, so that each order of them comes.
 CASTS = (
     ("submit", "delete", "remove"),
     ("rerun", "delete", "remove"),
@@ -70,7 +71,6 @@ CASTS = (
     ("work", "silence", "reconcile", "work"),
 )
 DAMAGED_CASTS = (("damage", "upload", "verify", "upload"), ("damage", "work", "upload", "verify"))
-"""Those who are alone in a short run: few steps, so that each order of them comes."""
 
 PATIENCE = 80
 """How often a reader asks again for bytes that do not appear: longer than a host of the NFS model remembers."""
