@@ -42,7 +42,7 @@ UPLOAD = (
 ADMISSION = ("model_not_found", "tenant_backlog_full", "pool_backlog_full", "pool_draining")
 """What a job can be refused with, however good its inputs are."""
 
-SUBMITTED = (*KEYED, "forbidden", *IDEMPOTENT, *ADMISSION)
+SUBMITTED = (*KEYED, "forbidden", *IDEMPOTENT, "gone", *ADMISSION)
 """What every way to a new job can be refused with."""
 
 

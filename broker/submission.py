@@ -46,7 +46,10 @@ def announce(service: Service, job_id: UUID, model: str, priority: Priority, inp
 async def answer_job(request: Request, service: Service, tenant: UUID, job_id: UUID) -> Response:
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
     job = await wait_for_end(service, request, tenant, job_id, seconds)
-    assert job is not None
+    if job is None:
+        raise CustodyError(
+            "gone", "The job that this key created is over and has been removed. Take a new key to run it again."
+        )
     headers = {"Location": f"/v1/jobs/{job_id}", **applied(seconds)}
     # Whoever does not wait is told 202, also where a worker was quicker than this answer.
     return answer(job, 200 if seconds and job.state.ended else 202, headers)

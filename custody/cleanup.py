@@ -226,7 +226,7 @@ async def find_old_jobs(
               {"AND (t.id > %(tenant_id)s OR (j.finished_at, j.id) > (%(finished_at)s, %(id)s))" if after else ""}
             ORDER BY j.finished_at, j.id LIMIT %(limit)s
         ) j
-        {"WHERE t.id >= %(tenant_id)s" if after else ""} ORDER BY j.tenant_id, j.finished_at, j.id LIMIT %(limit)s
+        {"WHERE t.id >= %(tenant_id)s" if after else ""} ORDER BY t.id, j.finished_at, j.id LIMIT %(limit)s
         """,
         {**(after or {}), "limit": limit, "kept": retention.jobs},
     )
@@ -381,10 +381,11 @@ async def forget_blobs(transaction: Transaction, gone: Sequence[bytes]) -> None:
 
 
 async def lock_promised(transaction: Transaction, sha256: bytes) -> bool:
-    """Whether the row promises these bytes; it is locked until the transaction ends."""
+    """Whether somebody may want these bytes back: the row promises them, or they are what a verification missed. It
+    is locked until the transaction ends."""
     found = await transaction.execute("SELECT state FROM wharf.blobs WHERE sha256 = %s FOR UPDATE", [sha256])
     row = await found.fetchone()
-    return row is not None and row["state"] == "present"
+    return row is not None and row["state"] in ("present", "quarantined")
 
 
 async def blobs_between(transaction: Transaction, first: bytes, last: bytes) -> dict[bytes, bool]:

@@ -64,10 +64,16 @@ async def turn_sweep_on(transaction: Transaction) -> None:
     await transaction.execute("UPDATE wharf.installation SET sweep_off_since = NULL, sweep_off_reason = NULL")
 
 
-async def announce_mark(transaction: Transaction, mark: UUID) -> None:
+async def announce_mark(transaction: Transaction, mark: UUID, former: UUID | None) -> None:
     """Commit it before the volume is given the mark, and `settle_mark` after: whichever of the two a crash leaves on
-    the volume, the database knows it."""
-    await transaction.execute("UPDATE wharf.installation SET checkpoint_next = %s", [mark])
+    the volume, the database knows it. `former`: the volume's until then, which may be one that was never settled."""
+    await transaction.execute(
+        """
+        UPDATE wharf.installation SET checkpoint_next = %(mark)s,
+            checkpoint = CASE WHEN checkpoint_next = %(former)s::uuid THEN checkpoint_next ELSE checkpoint END
+        """,
+        {"mark": mark, "former": former},
+    )
 
 
 async def settle_mark(transaction: Transaction, mark: UUID) -> None:

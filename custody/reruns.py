@@ -127,15 +127,15 @@ async def matching(transaction: Transaction, wish: RetryRequest, walk: Walk) -> 
     return [Match(**row) for row in await found.fetchall()]
 
 
-async def rerun_since(transaction: Transaction, job_id: UUID, began: datetime) -> UUID | None:
-    """The rerun that the job has got since then. Until the transaction ends, no other retry gives it one."""
+async def newest_rerun(transaction: Transaction, job_id: UUID) -> UUID | None:
+    """The one that the job has by now, cancelled ones aside. Until the transaction ends, no other retry makes one."""
     await transaction.execute("SELECT 1 FROM wharf.jobs WHERE id = %s FOR NO KEY UPDATE", [job_id])
     found = await transaction.execute(
         """
         SELECT id FROM wharf.jobs
-        WHERE rerun_of = %s AND created_at >= %s AND state <> 'cancelled' ORDER BY id DESC LIMIT 1
+        WHERE rerun_of = %s AND state <> 'cancelled' ORDER BY id DESC LIMIT 1
         """,
-        [job_id, began],
+        [job_id],
     )
     row = await found.fetchone()
     return None if row is None else row["id"]

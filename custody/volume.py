@@ -43,6 +43,9 @@ BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """What the system says where nothing more can be written."""
 
+SET_ASIDE = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""The names under `quarantine/` that are ours. Operators look in there, and leave what their editors leave."""
+
 UNLINK_AFTER_SECONDS = (0.05, 0.15)
 
 
@@ -247,8 +250,12 @@ class Volume:
         """What `set_aside` has moved, the oldest first."""
 
         def look() -> list[SetAside]:
-            names = [path.name for path in self._quarantine.glob("*.*")] if self._quarantine.exists() else []
-            found = [SetAside(name, bytes.fromhex(name[:64]), id_time(UUID(name[65:]))) for name in names]
+            names = [path.name for path in self._quarantine.iterdir()] if self._quarantine.exists() else []
+            found = [
+                SetAside(name, bytes.fromhex(name[:64]), id_time(UUID(name[65:])))
+                for name in names
+                if SET_ASIDE.fullmatch(name)
+            ]
             return sorted(found, key=lambda each: each.since)
 
         return await self.run(look)

@@ -57,9 +57,7 @@ class Pipeline:
             detections = self._engine.infer(picture, work.parameters)
         except UndecodableImageError as error:
             # It was whole when it came: the bytes themselves may have changed.
-            if not work.verify and not _is(data, work.sha256):
-                return Corrupt(DAMAGED)
-            return Unprocessable(error.code, str(error))
+            return Unprocessable(error.code, str(error)) if _is(data, work.sha256) else self._doubted(work)
         except MemoryError:
             return Retry(
                 "worker_crashed", "The worker had no memory left for this picture. Give it more, or shrink it."
@@ -83,6 +81,14 @@ class Pipeline:
             if _is(data, work.sha256):
                 return data
         return None
+
+    def _doubted(self, work: Work) -> Outcome:
+        """What was read is not what was taken into custody: damaged for good, or seen in part for a moment."""
+        try:
+            damaged = self._verified(work) is None
+        except OSError:
+            damaged = False
+        return Corrupt(DAMAGED) if damaged else Retry("file_unreadable", "The volume gave a part of the file only.")
 
     def _read(self, path: str) -> bytes:
         give_up = time.monotonic() + self._patience

@@ -583,7 +583,11 @@ CREATE FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) RETURNS
     SET search_path TO ''
     BEGIN ATOMIC
  INSERT INTO wharf.blobs AS b (sha256, size)
-   VALUES (take_blob.wanted_sha256, take_blob.wanted_size) ON CONFLICT(sha256) DO UPDATE SET size = b.size
+   VALUES (take_blob.wanted_sha256, take_blob.wanted_size) ON CONFLICT(sha256) DO UPDATE SET size =
+         CASE
+             WHEN (b.state = 'present'::text) THEN b.size
+             ELSE excluded.size
+         END
    RETURNING b.state;
 END;
 
@@ -641,7 +645,7 @@ CREATE TABLE wharf.files (
     orientation smallint DEFAULT 1 NOT NULL,
     filename text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    expires_at timestamp with time zone DEFAULT (now() + '30 days'::interval),
+    expires_at timestamp with time zone,
     deleted_at timestamp with time zone,
     pinned boolean DEFAULT false NOT NULL,
     CONSTRAINT files_filename_check CHECK (((length(filename) >= 1) AND (length(filename) <= 255))),
@@ -892,6 +896,8 @@ CREATE INDEX blobs_deleting ON wharf.blobs USING btree (sha256) WHERE (state = '
 
 CREATE INDEX blobs_quarantined ON wharf.blobs USING btree (sha256) WHERE (state = 'quarantined'::text);
 
+CREATE INDEX cleanup_runs_by_age ON wharf.cleanup_runs USING btree (started_at);
+
 CREATE INDEX cleanup_runs_sweeping ON wharf.cleanup_runs USING btree (id) WHERE (swept_to IS NOT NULL);
 
 CREATE INDEX cleanup_runs_unfinished ON wharf.cleanup_runs USING btree (id) WHERE (stopped IS NULL);
@@ -904,7 +910,7 @@ CREATE INDEX files_deleted ON wharf.files USING btree (id) WHERE (deleted_at IS 
 
 CREATE INDEX files_expiring ON wharf.files USING btree (expires_at, id) WHERE ((deleted_at IS NULL) AND (NOT pinned));
 
-CREATE INDEX files_of_blob ON wharf.files USING btree (sha256);
+CREATE INDEX files_of_blob ON wharf.files USING btree (sha256, tenant_id);
 
 CREATE INDEX files_undated ON wharf.files USING btree (id) WHERE ((expires_at IS NULL) AND (deleted_at IS NULL) AND (NOT pinned));
 
@@ -917,6 +923,8 @@ CREATE INDEX jobs_deadlines ON wharf.jobs USING btree (expires_at) WHERE ((state
 CREATE INDEX jobs_ended ON wharf.jobs USING btree (tenant_id, finished_at, id) WHERE (state <> 'open'::text);
 
 CREATE INDEX jobs_not_frozen ON wharf.jobs USING btree (id) WHERE ((state <> 'open'::text) AND (done IS NULL));
+
+CREATE INDEX jobs_of_tenant_with_failures ON wharf.jobs USING btree (tenant_id, id) WHERE (failed > 0);
 
 CREATE INDEX jobs_open ON wharf.jobs USING btree (id) WHERE (state = 'open'::text);
 

@@ -9,8 +9,9 @@ from custody.removal import Removal
 async def leave_mark(database: Database, removal: Removal) -> None:
     """A new one on both: from now on they belong together as they are."""
     mark = new_id()
+    former = await removal.read_mark()
     async with database.transaction() as transaction:
-        await installation.announce_mark(transaction, mark)
+        await installation.announce_mark(transaction, mark, former[0] if former else None)
     await removal.write_mark(mark)
     async with database.transaction() as transaction:
         await installation.settle_mark(transaction, mark)

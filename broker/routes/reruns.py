@@ -40,7 +40,7 @@ RETRY_BODY = {
     response_model=Job,
     responses={
         **ACCEPTED,
-        **problems.answers(*problems.SUBMITTED, "not_found", "gone", "input_gone", "job_not_ended", "nothing_to_rerun"),
+        **problems.answers(*problems.SUBMITTED, "not_found", "input_gone", "job_not_ended", "nothing_to_rerun"),
     },
 )
 async def rerun(
@@ -145,7 +145,7 @@ async def _retry(request: Request, service: Service, principal: Principal, walk:
     """The job that reruns this one's failed inputs, made now or by another try of the same walk."""
     tenant = match.tenant_id
     async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
-        if known := await reruns.rerun_since(transaction, match.job, walk.began):
+        if known := await reruns.newest_rerun(transaction, match.job):
             return known
         original = await _original(transaction, match.job, only_failed=True)
         new_job = await _submit(request, service, principal, admission, transaction, tenant, original)

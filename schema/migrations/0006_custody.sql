@@ -9,10 +9,8 @@ CREATE POLICY api_retention ON wharf.tenants FOR UPDATE TO wharf_api
     USING (id = (SELECT wharf.current_tenant())) WITH CHECK (id = (SELECT wharf.current_tenant()));
 GRANT UPDATE (file_retention, job_retention) ON wharf.tenants TO wharf_api;
 
--- `pinned`: kept whatever `expires_at` says. The default is for processes of the release before, which name no time.
-ALTER TABLE wharf.files
-    ADD COLUMN pinned boolean NOT NULL DEFAULT false,
-    ALTER COLUMN expires_at SET DEFAULT now() + interval '30 days';
+-- `pinned`: kept whatever `expires_at` says. Files of the release before have no `expires_at`: the cleanup dates them.
+ALTER TABLE wharf.files ADD COLUMN pinned boolean NOT NULL DEFAULT false;
 GRANT UPDATE (expires_at, pinned) ON wharf.files TO wharf_api;
 
 
@@ -25,6 +23,15 @@ ALTER TABLE wharf.blobs
     ADD CONSTRAINT blobs_state_check CHECK (state IN ('present', 'deleting', 'quarantined')) NOT VALID,
     ADD CONSTRAINT blobs_fault CHECK (fault IN ('corrupt', 'missing')) NOT VALID,
     ADD CONSTRAINT blobs_fault_told CHECK (state <> 'quarantined' OR fault IS NOT NULL) NOT VALID;
+
+-- The size is the caller's, who has read the bytes, unless the row promises some already.
+CREATE OR REPLACE FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) RETURNS text
+    LANGUAGE sql SECURITY DEFINER SET search_path = ''
+    BEGIN ATOMIC
+        INSERT INTO wharf.blobs AS b (sha256, size) VALUES (wanted_sha256, wanted_size)
+        ON CONFLICT (sha256) DO UPDATE SET size = CASE WHEN b.state = 'present' THEN b.size ELSE excluded.size END
+        RETURNING b.state;
+    END;
 
 CREATE OR REPLACE FUNCTION wharf.blob_present(wanted_sha256 bytea) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = ''
@@ -81,11 +88,6 @@ CREATE TRIGGER suspect_removed AFTER DELETE ON wharf.files REFERENCING OLD TABLE
     FOR EACH STATEMENT EXECUTE FUNCTION wharf.suspect_removed();
 REVOKE ALL ON FUNCTION wharf.suspect, wharf.suspect_deleted, wharf.suspect_removed FROM PUBLIC;
 
--- What was let go of before there was a list of it.
-INSERT INTO wharf.suspects (sha256)
-    SELECT b.sha256 FROM wharf.blobs b
-    WHERE NOT EXISTS (SELECT FROM wharf.files f WHERE f.sha256 = b.sha256 AND f.deleted_at IS NULL);
-
 -- The history of cleanups. `stopped` is NULL while one runs; `killed` is written by the one that finds it so.
 -- `swept_to`: how many of the volume's 4,096 folders the orphan sweep has seen, NULL where none was begun.
 CREATE TABLE wharf.cleanup_runs (
@@ -106,6 +108,7 @@ CREATE TABLE wharf.cleanup_runs (
     swept_to      integer CHECK (swept_to BETWEEN 0 AND 4096),
     CHECK (stopped IS NULL OR stopped = 'killed' OR ended_at IS NOT NULL)
 );
+CREATE INDEX cleanup_runs_by_age ON wharf.cleanup_runs (started_at);
 CREATE INDEX cleanup_runs_unfinished ON wharf.cleanup_runs (id) WHERE stopped IS NULL;
 CREATE INDEX cleanup_runs_sweeping ON wharf.cleanup_runs (id) WHERE swept_to IS NOT NULL;
 GRANT SELECT ON wharf.cleanup_runs TO wharf_api;

@@ -6,12 +6,13 @@ CREATE INDEX CONCURRENTLY IF NOT EXISTS files_undated ON wharf.files (id)
 CREATE INDEX CONCURRENTLY IF NOT EXISTS files_expiring ON wharf.files (expires_at, id)
     WHERE deleted_at IS NULL AND NOT pinned;
 CREATE INDEX CONCURRENTLY IF NOT EXISTS files_deleted ON wharf.files (id) WHERE deleted_at IS NOT NULL;
--- Every row: the foreign key looks here when a blob goes.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS files_of_blob ON wharf.files (sha256);
+-- Every row: the foreign key looks here when a blob goes, and a purge for its own tenant's.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS files_of_blob ON wharf.files (sha256, tenant_id);
 
 CREATE INDEX CONCURRENTLY IF NOT EXISTS jobs_ended ON wharf.jobs (tenant_id, finished_at, id) WHERE state <> 'open';
 CREATE INDEX CONCURRENTLY IF NOT EXISTS jobs_reruns ON wharf.jobs (rerun_of) WHERE rerun_of IS NOT NULL;
 CREATE INDEX CONCURRENTLY IF NOT EXISTS jobs_with_failures ON wharf.jobs (id) WHERE failed > 0;
+CREATE INDEX CONCURRENTLY IF NOT EXISTS jobs_of_tenant_with_failures ON wharf.jobs (tenant_id, id) WHERE failed > 0;
 CREATE INDEX CONCURRENTLY IF NOT EXISTS idempotency_keys_by_age ON wharf.idempotency_keys (created_at);
 
 CREATE INDEX CONCURRENTLY IF NOT EXISTS tasks_of_picture ON wharf.tasks (tenant_id, sha256)

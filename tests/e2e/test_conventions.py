@@ -204,3 +204,12 @@ def references(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from references(inner)
+
+
+def test_a_key_whose_job_has_been_removed_since_says_so(http: httpx.Client, up: Service, page: bytes) -> None:
+    headers = {"Idempotency-Key": "of a job that is removed", "Prefer": "wait=30"}
+    job = http.post("/v1/predict", files={"image": page}, headers=headers).json()["id"]
+    up.ask("DELETE FROM wharf.results r USING wharf.tasks t WHERE t.id = r.task_id AND t.job_id = %s RETURNING 1", job)
+    up.ask("DELETE FROM wharf.tasks WHERE job_id = %s RETURNING 1", job)
+    assert up.ask("DELETE FROM wharf.jobs WHERE id = %s RETURNING 1", job)
+    assert_problem(http.post("/v1/predict", files={"image": page}, headers=headers), 410, "gone")

@@ -19,7 +19,7 @@ from broker.maintenance.cleanup import BATCH, Cleanup, Rules, preview
 from custody import cleanup as statements
 from custody.cleanup import Retention, Run, list_runs
 from custody.database import Database
-from custody.errors import StartError
+from custody.errors import CustodyError, StartError
 from custody.ids import new_id
 from custody.installation import sweep_off, turn_sweep_on
 from custody.instance import Alone
@@ -390,19 +390,22 @@ async def test_a_lost_session_gives_nobodys_bytes_away(domain, acme, cleaning, c
     assert tree(domain) == [blob_path(digest(b"a picture"))]
 
 
-@pytest.mark.parametrize("state", ["present", "deleting", None])
+@pytest.mark.parametrize("state", ["present", "quarantined", "deleting", None])
 async def test_what_a_killed_cleanup_has_taken_out_of_the_tree_is_settled_by_its_row(domain, acme, clean, state):
     file = await keep(domain, acme, b"a picture")
     if state is None:
         await domain.change("DELETE FROM wharf.files; DELETE FROM wharf.blobs")
     elif state == "deleting":
         await domain.change("DELETE FROM wharf.files; UPDATE wharf.blobs SET state = 'deleting'")
+    elif state == "quarantined":
+        await domain.change("UPDATE wharf.blobs SET state = 'quarantined', fault = 'missing'")
     place = domain.volume.root / blob_path(digest(b"a picture"))
     place.rename(domain.volume.root / "dropped" / f"{digest(b'a picture').hex()}.{new_id()}")
     run = await clean()
     assert run.errors == 0
-    if state == "present":
-        assert_held(domain, file, b"a picture")
+    if state in ("present", "quarantined"):
+        assert domain.rows("SELECT id FROM wharf.files") == [{"id": file}]
+        assert place.read_bytes() == b"a picture"
         assert not list((domain.volume.root / "dropped").iterdir())
     else:
         assert_nothing_is_left(domain)
@@ -576,6 +579,22 @@ async def test_a_crash_between_the_two_marks_is_no_restore(domain, clean, cleanu
     await clean()
     async with cleanup_database.transaction() as transaction:
         assert await sweep_off(transaction) is None
+
+
+async def test_a_mark_that_was_never_settled_is_known_still_when_the_next_one_fails(domain, clean, monkeypatch):
+    await clean()
+    mark = new_id()
+    await domain.change("UPDATE wharf.installation SET checkpoint_next = %s", [mark])
+    (domain.volume.root / "checkpoint").write_text(f"{mark}\n")
+
+    async def no_room(*_: object) -> None:
+        raise CustodyError("storage_full", "The volume has no room left.")
+
+    with monkeypatch.context() as full:
+        full.setattr("custody.removal.Removal.write_mark", no_room)
+        await clean()
+    await clean()
+    assert domain.rows("SELECT sweep_off_since FROM wharf.installation") == [{"sweep_off_since": None}]
 
 
 # The run itself

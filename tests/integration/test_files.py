@@ -34,6 +34,16 @@ async def test_a_kept_file_is_described_and_its_bytes_lie_in_the_tree_read_only(
         assert await domain.files.get(transaction, file.id) == file
 
 
+@pytest.mark.parametrize("state", ["deleting", "quarantined"])
+async def test_bytes_that_come_where_none_are_promised_say_how_many_they_are(domain, acme, state):
+    digest = sha256(b"a picture").digest()
+    await domain.change(
+        "INSERT INTO wharf.blobs (sha256, size, state, fault) VALUES (%s, 1, %s, 'corrupt')", [digest, state]
+    )
+    await domain.keep(acme, b"a picture")
+    assert domain.rows("SELECT size, state FROM wharf.blobs") == [{"size": 9, "state": "present"}]
+
+
 async def test_thirty_two_clients_with_the_same_bytes_leave_one_blob_and_thirty_two_files(domain, acme):
     content = random.randbytes(3_000_000)
     kept = await asyncio.gather(*(domain.keep(acme, content) for _ in range(32)))

@@ -184,7 +184,7 @@ async def test_another_tenants_job_is_none(domain, acme, globex):
     async with domain.api.transaction(globex) as transaction:
         assert await reruns.original(transaction, job, only_failed=False) is None
         assert await reruns.original(transaction, new_id(), only_failed=False) is None
-        assert await reruns.rerun_since(transaction, job, await reruns.now(transaction)) is None
+        assert await reruns.newest_rerun(transaction, job) is None
     assert await walked(domain, globex) == []
 
 
@@ -293,12 +293,10 @@ async def test_a_rerun_that_was_cancelled_keeps_no_retry_away(domain, acme):
 
 async def test_two_retries_of_one_job_at_once_make_one_rerun(domain, acme):
     job = await failed_job(domain, acme)
-    async with domain.api.transaction(acme) as transaction:
-        began = await reruns.now(transaction)
 
     async def retry() -> UUID:
         async with domain.api.transaction(acme) as transaction:
-            if known := await reruns.rerun_since(transaction, job, began):
+            if known := await reruns.newest_rerun(transaction, job):
                 return known
             original = await reruns.original(transaction, job, only_failed=True)
             await asyncio.sleep(0.1)

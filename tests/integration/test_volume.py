@@ -87,6 +87,16 @@ async def test_dropped_bytes_are_gone_soon_and_the_tree_keeps_its_own(volume):
     assert left == []
 
 
+async def test_what_others_leave_in_the_quarantine_is_none_of_ours(volume):
+    ours = f"{'ab' * 32}.{new_id()}"
+    names = (ours, "README.txt", ".nfs0000001", f".{ours}.swp", "ab.cd")
+    for name in names:
+        (volume.root / "quarantine" / name).write_bytes(b"damaged")
+    assert [each.name for each in await volume.quarantined()] == [ours]
+    for name in names:
+        (volume.root / "quarantine" / name).unlink()
+
+
 async def test_a_rename_that_answers_enoent_has_happened_where_the_target_has_the_size(volume):
     """As NFS answers where a rename was sent twice."""
     staged = await keep(volume, b"a picture")

@@ -206,3 +206,5 @@ def test_a_part_of_a_file_that_is_seen_for_a_moment_is_no_damage(tmp_path: Path,
     monkeypatch.setattr(Path, "read_bytes", first_in_part)
     assert isinstance(run(tmp_path, ScriptedEngine(), uploaded=uploaded, verify=True), Done)
     assert len(reads) == 2
+    reads.clear()
+    assert isinstance(run(tmp_path, ScriptedEngine(), uploaded=uploaded), Retry)
