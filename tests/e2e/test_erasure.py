@@ -246,7 +246,12 @@ def test_a_broker_that_is_killed_within_a_purge_has_purged_nothing(postgres: Pos
             with pytest.raises(httpx.TransportError):
                 purging.result(30)
         until(
-            lambda: not service.ask("SELECT 1 FROM pg_stat_activity WHERE application_name = 'wharf broker'"),
+            lambda: (
+                not service.ask(
+                    "SELECT 1 FROM pg_stat_activity"
+                    " WHERE application_name = 'wharf broker' AND datname = current_database()"
+                )
+            ),
             "it is over",
         )
         assert everything(service) == before

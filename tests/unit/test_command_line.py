@@ -25,7 +25,11 @@ from wharfinger.commands import predict as predict_command
 from wharfinger.commands import server as server_commands
 
 NOBODY = "no worker serves yolo11n now: start one with `wharf worker --model yolo11n`"
-MAIN = "import sys; from wharfinger.command import main; sys.argv[0] = 'wharf'; main()"
+# Whatever started the tests may ignore Ctrl-C, as a shell does for what it runs in the background.
+MAIN = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    " from wharfinger.command import main; sys.argv[0] = 'wharf'; main()"
+)
 
 
 @pytest.fixture(autouse=True)
