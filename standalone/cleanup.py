@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 import uvloop
 
-from broker.maintenance.cleanup import Preview
-from broker.maintenance.schedule import clean_once, look_ahead, look_back, serve
-from broker.maintenance.settings import CleanupSettings
+from broker.maintenance.cleanup.cleanup import Preview
+from broker.maintenance.cleanup.schedule import clean_once, look_ahead, look_back, serve
+from broker.maintenance.cleanup.settings import CleanupSettings
 from custody.cleanup import Run
 from custody.errors import CustodyError, StartError
 from custody.installation import SweepOff

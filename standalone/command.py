@@ -12,7 +12,7 @@ import httpx
 import typer
 from pydantic import SecretStr
 
-from broker.maintenance.migrate import (
+from broker.maintenance.migrate.migration import (
     clear_worker,
     ensure_database,
     first_key,

@@ -19,8 +19,9 @@ import typer
 
 from broker.app import build_app
 from broker.backlog import Backlog
-from broker.maintenance.migrate import ensure_database, migrate
-from broker.maintenance.settings import CleanupSettings, MigrateSettings
+from broker.maintenance.cleanup.settings import CleanupSettings
+from broker.maintenance.migrate.migration import ensure_database, migrate
+from broker.maintenance.migrate.settings import MigrateSettings
 from broker.maintenance.verify.settings import VerifySettings
 from broker.media import Prober
 from broker.metrics import BrokerMetrics

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from broker.maintenance.migrate import migrate
+from broker.maintenance.migrate.migration import migrate
 from custody.database import Database
 from custody.notices import Notices
 from custody.volume import Volume

@@ -32,11 +32,12 @@ def test_the_wheel_has_the_schema_the_starter_model_and_no_tests(wheel: Path) ->
         entry_points = ConfigParser()
         entry_points.read_string(archive.read(f"{info}/entry_points.txt").decode())
     schema = {
-        f"broker/maintenance/schema/migrations/{path.name}" for path in (ROOT / "schema/migrations").glob("*.sql")
+        f"broker/maintenance/migrate/schema/migrations/{path.name}"
+        for path in (ROOT / "schema/migrations").glob("*.sql")
     }
     assert len(schema) >= 4
     starter = {f"starter_model/{name}" for name in ("digits.onnx", "page.png", "LICENSE.md")}
-    assert schema | starter | {"broker/maintenance/schema/roles.sql", "wharfinger/py.typed"} <= names
+    assert schema | starter | {"broker/maintenance/migrate/schema/roles.sql", "wharfinger/py.typed"} <= names
     packages = {"broker", "custody", "inference_worker", "standalone", "starter_model", "wharfinger", info}
     assert {name.split("/")[0] for name in names} == packages
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in names if name.startswith(info)}
@@ -47,7 +48,7 @@ def test_the_unpacked_wheel_finds_its_schema_and_model_without_the_checkout(whee
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     look = (
-        "import starter_model, broker.maintenance.migrate as m\n"
+        "import starter_model, broker.maintenance.migrate.migration as m\n"
         "print(starter_model.MODEL.is_file(), starter_model.MODEL)\n"
         "print(len(m._migrations()), m._schema_folder())\n"
         "print(len(m.roles_script()))\n"
@@ -59,7 +60,7 @@ def test_the_unpacked_wheel_finds_its_schema_and_model_without_the_checkout(whee
     assert model == f"True {tmp_path / 'starter_model' / 'digits.onnx'}"
     count, folder = migrations.split(" ", 1)
     assert int(count) >= 4
-    assert folder == str(tmp_path / "broker" / "maintenance" / "schema")
+    assert folder == str(tmp_path / "broker" / "maintenance" / "migrate" / "schema")
     assert int(roles) > 0
 
 

@@ -36,8 +36,8 @@ WRITERS = {
     "suspects": {"custody.cleanup"},
     "cleanup_runs": {"custody.cleanup"},
     "verify_runs": {"custody.integrity"},
-    "installation": {"broker.maintenance.migrate", "custody.installation"},
-    "migrations": {"broker.maintenance.migrate"},
+    "installation": {"broker.maintenance.migrate.migration", "custody.installation"},
+    "migrations": {"broker.maintenance.migrate.migration"},
 }
 
 

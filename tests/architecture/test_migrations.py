@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.maintenance.migrate import Migration
+from broker.maintenance.migrate.migration import Migration
 from custody.database import NEEDED_MIGRATION
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from broker.maintenance.migrate import first_key
+from broker.maintenance.migrate.migration import first_key
 from tests.conftest import ROOT
 from tests.support.domain import POOL, Domain
 

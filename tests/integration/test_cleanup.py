@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from broker.maintenance.cleanup import BATCH, Cleanup, Rules, preview
+from broker.maintenance.cleanup.cleanup import BATCH, Cleanup, Rules, preview
 from custody import cleanup as statements
 from custody.cleanup import Retention, Run, list_runs
 from custody.database import Database
@@ -191,7 +191,7 @@ async def test_quarantined_bytes_that_nobody_refers_to_go(domain, acme, clean):
 
 
 async def test_many_more_than_a_batch_go(domain, acme, clean, monkeypatch):
-    monkeypatch.setattr("broker.maintenance.cleanup.BATCH", 7)
+    monkeypatch.setattr("broker.maintenance.cleanup.cleanup.BATCH", 7)
     files = [await keep(domain, acme, str(number).encode()) for number in range(40)]
     await expire(domain, *files[:30])
     run = await clean()
@@ -205,7 +205,7 @@ async def test_many_more_than_a_batch_go(domain, acme, clean, monkeypatch):
 async def test_to_make_room_bytes_go_without_grace_the_first_let_go_first_until_there_is_enough(
     domain, acme, clean, monkeypatch
 ):
-    monkeypatch.setattr("broker.maintenance.cleanup.BATCH", 1)
+    monkeypatch.setattr("broker.maintenance.cleanup.cleanup.BATCH", 1)
     pictures = [b"first", b"second", b"third", b"fourth"]
     for age, picture in zip((4, 3, 2, 1), pictures, strict=True):
         await let_go(domain, acme, await keep(domain, acme, picture))
@@ -273,8 +273,8 @@ async def test_a_cancelled_job_stays_until_its_last_task_has_ended(domain, acme,
 
 
 async def test_jobs_of_many_batches_go(domain, acme, globex, clean, monkeypatch):
-    monkeypatch.setattr("broker.maintenance.cleanup.BATCH", 3)
-    monkeypatch.setattr("broker.maintenance.cleanup.INPUTS_AT_ONCE", 3)
+    monkeypatch.setattr("broker.maintenance.cleanup.cleanup.BATCH", 3)
+    monkeypatch.setattr("broker.maintenance.cleanup.cleanup.INPUTS_AT_ONCE", 3)
     jobs = [await ended_job(domain, tenant) for tenant in (acme, globex) * 5]
     await finished_ago(domain, 100, *jobs[2:])
     assert (await clean()).expired_jobs == 8

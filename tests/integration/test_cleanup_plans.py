@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import psycopg
 
-from broker.maintenance.cleanup import Cleanup, Rules
+from broker.maintenance.cleanup.cleanup import Cleanup, Rules
 from custody.cleanup import Retention
 from custody.database import Database
 from custody.volume import Volume

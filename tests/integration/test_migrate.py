@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from broker.maintenance import migrate as maintenance
-from broker.maintenance.migrate import first_key, key_works, migrate, process_urls, roles_script, write_key
+from broker.maintenance.migrate import migration as maintenance
+from broker.maintenance.migrate.migration import first_key, key_works, migrate, process_urls, roles_script, write_key
 from custody.database import Database
 from custody.errors import StartError
 from custody.ids import new_id

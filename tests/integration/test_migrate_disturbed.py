@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from broker.maintenance import migrate as maintenance
-from broker.maintenance.migrate import migrate, wait_until_migrated
+from broker.maintenance.migrate import migration as maintenance
+from broker.maintenance.migrate.migration import migrate, wait_until_migrated
 from custody.database import NEEDED_MIGRATION, Database
 from custody.errors import StartError
 from standalone.contracts import schema_of

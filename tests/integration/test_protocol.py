@@ -24,8 +24,8 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from broker.maintenance import cleanup as cleanup_module
-from broker.maintenance.cleanup import Cleanup, Rules
+from broker.maintenance.cleanup import cleanup as cleanup_module
+from broker.maintenance.cleanup.cleanup import Cleanup, Rules
 from broker.maintenance.verify import verification
 from broker.maintenance.verify.pace import Pace
 from broker.maintenance.verify.verification import Verification

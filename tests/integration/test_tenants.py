@@ -8,7 +8,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from broker.maintenance.migrate import first_key
+from broker.maintenance.migrate.migration import first_key
 from custody import erasure, idempotency, tenants
 from custody.audit import Action, Audit
 from custody.database import Database

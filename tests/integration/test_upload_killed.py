@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from psycopg.rows import dict_row
 
-from broker.maintenance.migrate import first_key
+from broker.maintenance.migrate.migration import first_key
 from custody.volume import CHUNK, blob_path
 from tests.support.broker_killed_at import COMMITTED, STEPS
 from tests.support.domain import staged_files

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.maintenance.cleanup import Cleanup, Rules
+from broker.maintenance.cleanup.cleanup import Cleanup, Rules
 from broker.maintenance.verify import verification
 from broker.maintenance.verify.pace import Pace
 from broker.maintenance.verify.verification import Verification

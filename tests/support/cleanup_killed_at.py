@@ -17,8 +17,8 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from broker.maintenance.schedule import clean_once
-from broker.maintenance.settings import CleanupSettings
+from broker.maintenance.cleanup.schedule import clean_once
+from broker.maintenance.cleanup.settings import CleanupSettings
 from custody.settings import load
 from custody.telemetry import configure_logging
 from tests.support.broker_killed_at import die

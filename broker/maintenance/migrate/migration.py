@@ -407,4 +407,4 @@ def _migrations() -> list[Migration]:
 def _schema_folder() -> Path:
     """Beside the packages in a checkout, inside this one in an installed wheel."""
     installed = Path(__file__).with_name("schema")
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "schema"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "schema"

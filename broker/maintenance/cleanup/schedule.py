@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from broker.maintenance.cleanup import Cleanup, Preview, Rules, preview
-from broker.maintenance.metrics import CleanupMetrics
+from broker.maintenance.cleanup.cleanup import Cleanup, Preview, Rules, preview
+from broker.maintenance.cleanup.metrics import CleanupMetrics
+from broker.maintenance.cleanup.settings import CleanupSettings
 from broker.maintenance.serving import pause, serving
-from broker.maintenance.settings import CleanupSettings
 from custody import cleanup, installation
 from custody.cleanup import Retention, Run
 from custody.database import Database

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from broker.maintenance.migrate import first_key, roles_script, wait_until_migrated, write_key
-from broker.maintenance.migrate import migrate as bring_up
-from broker.maintenance.settings import MigrateSettings
+from broker.maintenance.migrate.migration import first_key, roles_script, wait_until_migrated, write_key
+from broker.maintenance.migrate.migration import migrate as bring_up
+from broker.maintenance.migrate.settings import MigrateSettings
 from custody.errors import StartError
 from custody.settings import load
 from custody.telemetry import configure_logging

@@ -1,0 +1,1 @@
+"""`wharf migrate`: database and volume brought to the present shape."""
