@@ -1,0 +1,274 @@
+{{- define "wharfinger.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "wharfinger.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* Labels of an object; (list $ component) */}}
+{{- define "wharfinger.labels" -}}
+{{- $ := index . 0 -}}
+{{ include "wharfinger.selector" $ }}
+app.kubernetes.io/component: {{ index . 1 }}
+app.kubernetes.io/version: {{ $.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: wharfinger
+app.kubernetes.io/managed-by: {{ $.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* Metadata of a pod; (list $ component labels) */}}
+{{- define "wharfinger.podMetadata" -}}
+{{- $ := index . 0 -}}
+labels:
+  {{- include "wharfinger.labels" (list $ (index . 1)) | nindent 2 }}
+  {{- with $.Values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- range $key, $value := index . 2 }}
+  {{ $key }}: {{ $value | quote }}
+  {{- end }}
+{{- with $.Values.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* (list $ name) */}}
+{{- define "wharfinger.image" -}}
+{{- $ := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $tagged := $name -}}
+{{- if not (regexMatch "[:@][^/]*$" $name) -}}
+{{- $tagged = printf "%s:%s" $name (default $.Chart.AppVersion $.Values.image.tag) -}}
+{{- end -}}
+{{- if and $.Values.image.registry (not (contains "/" $name)) -}}
+{{- printf "%s/%s" (trimSuffix "/" $.Values.image.registry) $tagged -}}
+{{- else -}}
+{{- $tagged -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "wharfinger.claim" -}}
+{{- if .Values.storage.existingClaim -}}
+{{- .Values.storage.existingClaim -}}
+{{- else -}}
+{{- default (printf "%s-files" (include "wharfinger.fullname" .)) .Values.storage.claimName -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "wharfinger.databaseSecret" -}}
+{{- if .Values.evaluation.enabled -}}
+{{ include "wharfinger.fullname" . }}-evaluation-database
+{{- else -}}
+{{- required "database.existingSecret: name the Secret with the URLs of PostgreSQL, or set evaluation.enabled for a first try" .Values.database.existingSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "wharfinger.queueSecret" -}}
+{{- if .Values.evaluation.enabled -}}
+{{ include "wharfinger.fullname" . }}-evaluation-queue
+{{- else -}}
+{{- required "queue.existingSecret: name the Secret with the URLs of RabbitMQ, or set queue.enabled to false" .Values.queue.existingSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "wharfinger.adminKeySecret" -}}
+{{- default (printf "%s-admin-key" (include "wharfinger.fullname" .)) .Values.adminKey.existingSecret -}}
+{{- end -}}
+
+{{- define "wharfinger.podSecurityContext" -}}
+runAsNonRoot: true
+seccompProfile:
+  type: RuntimeDefault
+{{- with .Values.podSecurityContext }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "wharfinger.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- with .Values.containerSecurityContext }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* What a pod begins with; (list $ component) */}}
+{{- define "wharfinger.podSpec" -}}
+{{- $ := index . 0 -}}
+serviceAccountName: {{ include "wharfinger.fullname" $ }}-{{ index . 1 }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with $.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+securityContext:
+  {{- include "wharfinger.podSecurityContext" $ | nindent 2 }}
+{{- end -}}
+
+{{/* Where a pod may run; its values */}}
+{{- define "wharfinger.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* Replicas on as many nodes and zones as there are; (list $ component pool) */}}
+{{- define "wharfinger.spread" -}}
+{{- $ := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $pool := index . 2 -}}
+topologySpreadConstraints:
+  {{- range $key := list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+  - maxSkew: 1
+    topologyKey: {{ $key }}
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "wharfinger.selector" $ | nindent 8 }}
+        app.kubernetes.io/component: {{ $component }}
+        {{- with $pool }}
+        wharfinger/pool: {{ . }}
+        {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{/* A process's environment; (list $ url-key own-settings) */}}
+{{- define "wharfinger.env" -}}
+{{- $ := index . 0 -}}
+- name: WHARF_INSTANCE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: WHARF_DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "wharfinger.databaseSecret" $ }}
+      key: {{ index . 1 }}
+{{- if $.Values.database.caSecret }}
+- name: PGSSLROOTCERT
+  value: /etc/wharf/database/ca.crt
+{{- end }}
+- name: HOME
+  value: /tmp
+{{- range $name, $value := index . 2 }}
+- name: WHARF_{{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* (list $ url-key) */}}
+{{- define "wharfinger.queueEnv" -}}
+{{- $ := index . 0 -}}
+{{- if $.Values.queue.enabled }}
+- name: WHARF_AMQP_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "wharfinger.queueSecret" $ }}
+      key: {{ index . 1 }}
+{{- if $.Values.queue.caSecret }}
+- name: WHARF_AMQP_CA_FILE
+  value: /etc/wharf/queue/ca.crt
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Mounts and volumes of authorities; (list $ with-queue) */}}
+{{- define "wharfinger.mounts" -}}
+{{- $ := index . 0 -}}
+- name: tmp
+  mountPath: /tmp
+{{- if $.Values.database.caSecret }}
+- name: database-ca
+  mountPath: /etc/wharf/database
+  readOnly: true
+{{- end }}
+{{- if and (index . 1) $.Values.queue.enabled $.Values.queue.caSecret }}
+- name: queue-ca
+  mountPath: /etc/wharf/queue
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{/* (list $ with-queue with-files) */}}
+{{- define "wharfinger.volumes" -}}
+{{- $ := index . 0 -}}
+- name: tmp
+  emptyDir:
+    sizeLimit: 1Gi
+{{- if $.Values.database.caSecret }}
+- name: database-ca
+  secret:
+    secretName: {{ $.Values.database.caSecret }}
+    items:
+      - key: ca.crt
+        path: ca.crt
+{{- end }}
+{{- if and (index . 1) $.Values.queue.enabled $.Values.queue.caSecret }}
+- name: queue-ca
+  secret:
+    secretName: {{ $.Values.queue.caSecret }}
+    items:
+      - key: ca.crt
+        path: ca.crt
+{{- end }}
+{{- if index . 2 }}
+- name: files
+  persistentVolumeClaim:
+    claimName: {{ include "wharfinger.claim" $ }}
+{{- end }}
+{{- end -}}
+
+{{/* Waits until the database has the shape that this release needs; (list $ url-key image resources) */}}
+{{- define "wharfinger.wait" -}}
+{{- $ := index . 0 -}}
+- name: wait-for-migration
+  image: {{ include "wharfinger.image" (list $ (index . 2)) }}
+  imagePullPolicy: {{ $.Values.image.pullPolicy }}
+  args: [migrate, --wait, {{ $.Values.migrate.waitSeconds | quote }}]
+  env:
+    {{- include "wharfinger.env" (list $ (index . 1) dict) | nindent 4 }}
+  resources:
+    {{- toYaml $.Values.migrate.resources | nindent 4 }}
+  securityContext:
+    {{- include "wharfinger.containerSecurityContext" $ | nindent 4 }}
+  volumeMounts:
+    {{- include "wharfinger.mounts" (list $ false) | nindent 4 }}
+{{- end -}}
+
+{{- define "wharfinger.settingsFrom" -}}
+envFrom:
+  - configMapRef:
+      name: {{ include "wharfinger.fullname" . }}-settings
+{{- end -}}
