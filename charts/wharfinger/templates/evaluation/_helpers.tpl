@@ -1,0 +1,102 @@
+{{/* A StatefulSet of one pod and its Service; (dict "root" $ "name" "port" "values" "env" "mounts" "probe") */}}
+{{- define "wharfinger.evaluation" -}}
+{{- $ := .root -}}
+{{- $name := printf "%s-%s" (include "wharfinger.fullname" $) .name -}}
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ $name }}
+  labels:
+    {{- include "wharfinger.labels" (list $ .name) | nindent 4 }}
+spec:
+  selector:
+    {{- include "wharfinger.selector" $ | nindent 4 }}
+    app.kubernetes.io/component: {{ .name }}
+  ports:
+    - name: {{ .name }}
+      port: {{ .port }}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata:
+  name: {{ $name }}
+  labels:
+    {{- include "wharfinger.labels" (list $ .name) | nindent 4 }}
+spec:
+  serviceName: {{ $name }}
+  replicas: 1
+  selector:
+    matchLabels:
+      {{- include "wharfinger.selector" $ | nindent 6 }}
+      app.kubernetes.io/component: {{ .name }}
+  template:
+    metadata:
+      {{- include "wharfinger.podMetadata" (list $ .name dict) | nindent 6 }}
+    spec:
+      automountServiceAccountToken: false
+      enableServiceLinks: false
+      terminationGracePeriodSeconds: 60
+      securityContext:
+        runAsNonRoot: true
+        seccompProfile:
+          type: RuntimeDefault
+        {{- if not ($.Capabilities.APIVersions.Has "security.openshift.io/v1") }}
+        {{- toYaml .values.podSecurityContext | nindent 8 }}
+        {{- end }}
+      containers:
+        - name: {{ .name }}
+          image: {{ .values.image }}
+          {{- with .args }}
+          args:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+          env:
+            {{- toYaml .env | nindent 12 }}
+          ports:
+            - name: {{ .name }}
+              containerPort: {{ .port }}
+          startupProbe:
+            {{- toYaml .probe | nindent 12 }}
+            periodSeconds: 5
+            timeoutSeconds: 20
+            failureThreshold: 60
+          livenessProbe:
+            tcpSocket: {port: {{ .name }}}
+            periodSeconds: 20
+            timeoutSeconds: 5
+            failureThreshold: 6
+          readinessProbe:
+            {{- toYaml .probe | nindent 12 }}
+            periodSeconds: 15
+            timeoutSeconds: 20
+          resources:
+            {{- toYaml .values.resources | nindent 12 }}
+          securityContext:
+            {{- include "wharfinger.containerSecurityContext" $ | nindent 12 }}
+          volumeMounts:
+            {{- range $volume, $path := .mounts }}
+            - name: {{ $volume }}
+              mountPath: {{ $path }}
+            {{- end }}
+      volumes:
+        {{- range $volume, $path := .mounts }}
+        {{- if ne $volume "data" }}
+        - name: {{ $volume }}
+          emptyDir: {}
+        {{- end }}
+        {{- end }}
+  volumeClaimTemplates:
+    - metadata:
+        name: data
+        labels:
+          {{- include "wharfinger.selector" $ | nindent 10 }}
+          app.kubernetes.io/component: {{ .name }}
+      spec:
+        accessModes: [ReadWriteOnce]
+        {{- with .values.className }}
+        storageClassName: {{ . }}
+        {{- end }}
+        resources:
+          requests:
+            storage: {{ .values.size }}
+{{- end -}}
