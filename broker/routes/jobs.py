@@ -7,7 +7,7 @@ import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
-from broker import body, paging, problems
+from broker import body, headers, paging, problems
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
@@ -76,7 +76,7 @@ SUBMISSION_BODY = {
     "/predict",
     response_model=Job,
     responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.UPLOAD)},
-    openapi_extra=PREDICT_BODY,
+    openapi_extra={**PREDICT_BODY, **headers.read("Prefer")},
 )
 async def predict(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
@@ -133,7 +133,7 @@ async def predict(
     "/jobs",
     response_model=Job,
     responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.JSON_BODY, "not_found", "file_corrupt")},
-    openapi_extra=SUBMISSION_BODY,
+    openapi_extra={**SUBMISSION_BODY, **headers.read("Prefer")},
 )
 async def submit(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
@@ -211,7 +211,12 @@ async def list_jobs(
     return answer(JobPage(items=jobs, next_cursor=paging.encode(jobs[-1].id) if len(jobs) == limit else None))
 
 
-@router.get("/jobs/{job_id}", response_model=Job, responses=problems.answers(*problems.KEYED, "not_found"))
+@router.get(
+    "/jobs/{job_id}",
+    response_model=Job,
+    responses={200: headers.sent("Preference-Applied"), **problems.answers(*problems.KEYED, "not_found")},
+    openapi_extra=headers.read("Prefer"),
+)
 async def get(request: Request, service: ServiceDep, principal: Reader, job_id: str) -> Response:
     """With `Prefer: wait=SECONDS` it answers when the job has ended, or as it stands when the time is over."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
@@ -236,7 +241,7 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
     "/jobs/{job_id}/results",
     response_model=ResultPage,
     responses={
-        200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}},
+        200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}, **headers.sent("Link")},
         **problems.answers(*problems.KEYED, "not_found", "invalid_request"),
     },
 )
@@ -275,7 +280,8 @@ async def results(
 @router.post(
     "/jobs/{job_id}/cancel",
     response_model=Job,
-    responses=problems.answers(*problems.KEYED, "forbidden", "not_found"),
+    responses={200: headers.sent("Preference-Applied"), **problems.answers(*problems.KEYED, "forbidden", "not_found")},
+    openapi_extra=headers.read("Prefer"),
 )
 async def cancel(request: Request, service: ServiceDep, principal: Writer, job_id: str) -> Response:
     """Ends the job unless it has ended; what ran in time keeps its result. Says the same however often it is sent."""

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body, problems
+from broker import body, headers, problems
 from broker.access import Admin
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
@@ -25,7 +25,10 @@ KEY_BODY = {
     "",
     response_model=NewKey,
     status_code=201,
-    responses=problems.answers(*problems.KEYED, "forbidden", *problems.JSON_BODY, *problems.IDEMPOTENT),
+    responses={
+        201: headers.sent("Cache-Control"),
+        **problems.answers(*problems.KEYED, "forbidden", *problems.JSON_BODY, *problems.IDEMPOTENT),
+    },
     openapi_extra=KEY_BODY,
 )
 async def create(
@@ -42,7 +45,7 @@ async def create(
             await service.audit.record(
                 transaction, principal, request_id, Action.KEY_CREATED, outcome=Outcome.REPLAYED, keys=[known.id]
             )
-            return answer(NewKey(**known.model_dump(), secret=None), replay.status)
+            return _made(NewKey(**known.model_dump(), secret=None))
         key = await tenants.create_key(transaction, principal, wish.name, wish.role, wish.tenant)
         await idempotency.record(transaction, tenant, idempotency_key, status=201, resource=[key.id])
         # In the tenant that the key opens as well: it is the operator who made it.
@@ -57,6 +60,10 @@ async def create(
                     names=[key.tenant],
                     details={"role": key.role.value},
                 )
+    return _made(key)
+
+
+def _made(key: NewKey) -> Response:
     return answer(key, 201, {"Cache-Control": "no-store"})
 
 

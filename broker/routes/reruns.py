@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body, paging, problems
+from broker import body, headers, paging, problems
 from broker.access import Admin, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.backlog import Admission
@@ -42,6 +42,7 @@ RETRY_BODY = {
         **ACCEPTED,
         **problems.answers(*problems.SUBMITTED, "not_found", "input_gone", "job_not_ended", "nothing_to_rerun"),
     },
+    openapi_extra=headers.read("Prefer"),
 )
 async def rerun(
     request: Request,
