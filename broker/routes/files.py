@@ -79,6 +79,7 @@ ExpiresIn = Annotated[KeptSeconds | None, Query()]
 
 @router.post(
     "",
+    summary="Upload files",
     response_model=FileList,
     status_code=201,
     responses={
@@ -123,7 +124,9 @@ def _uploaded(files: list[File], status: int) -> Response:
     return answer(FileList(items=files), status, location)
 
 
-@router.get("", response_model=FilePage, responses=problems.answers(*problems.KEYED, "invalid_request"))
+@router.get(
+    "", summary="List files", response_model=FilePage, responses=problems.answers(*problems.KEYED, "invalid_request")
+)
 async def list_files(
     request: Request,
     service: ServiceDep,
@@ -140,6 +143,7 @@ async def list_files(
 
 @router.head(
     "/sha256:{sha256}",
+    summary="Ask whether you hold these bytes",
     response_class=Response,
     responses={**problems.answers(*problems.KEYED, "invalid_request"), 404: {"description": "It does not"}},
 )
@@ -155,6 +159,7 @@ async def held(request: Request, service: ServiceDep, principal: Reader, sha256:
 
 @router.post(
     "/sha256:{sha256}",
+    summary="Add a file of bytes you hold",
     response_model=File,
     status_code=201,
     responses={
@@ -192,8 +197,14 @@ async def add_known(
     return answer(known, 201, {"Location": f"/v1/files/{known.id}"})
 
 
-@router.get("/{file_id}", response_model=File, responses=problems.answers(*problems.KEYED, "not_found"))
+@router.get(
+    "/{file_id}",
+    summary="Describe a file",
+    response_model=File,
+    responses=problems.answers(*problems.KEYED, "not_found"),
+)
 async def get(request: Request, service: ServiceDep, principal: Reader, file_id: str) -> Response:
+    """Its size, dimensions, name and state, and until when it is kept."""
     async with service.database.transaction(principal.tenant_id) as transaction:
         file = await _file(service, transaction, file_id)
         await service.audit.record(transaction, principal, request.scope["request_id"], Action.FILE_SEEN, files=[file])
@@ -202,6 +213,7 @@ async def get(request: Request, service: ServiceDep, principal: Reader, file_id:
 
 @router.get(
     "/{file_id}/content",
+    summary="Download a file's bytes",
     response_class=StreamingResponse,
     responses={
         200: {"description": "All of them", "content": PICTURES, **BYTES},
@@ -246,6 +258,7 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
 
 @router.patch(
     "/{file_id}",
+    summary="Pin a file, or change its expiry",
     response_model=File,
     responses=problems.answers(*problems.KEYED, "forbidden", "not_found", *problems.JSON_BODY),
     openapi_extra=PATCH_BODY,
@@ -270,7 +283,9 @@ async def change(request: Request, service: ServiceDep, principal: Writer, file_
     return answer(file)
 
 
-@router.delete("/sha256:{sha256}", response_model=PurgeReceipt, responses=LET_GO)
+@router.delete(
+    "/sha256:{sha256}", summary="Purge bytes and all made of them", response_model=PurgeReceipt, responses=LET_GO
+)
 async def purge_content(
     request: Request, service: ServiceDep, principal: Writer, sha256: str, purge: Annotated[bool, Query()]
 ) -> Response:
@@ -287,6 +302,7 @@ async def purge_content(
 
 @router.delete(
     "/{file_id}",
+    summary="Delete or purge a file",
     status_code=204,
     responses={200: {"model": PurgeReceipt, "description": "Purged, now or by the same request before"}, **LET_GO},
 )

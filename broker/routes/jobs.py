@@ -74,6 +74,7 @@ SUBMISSION_BODY = {
 
 @router.post(
     "/predict",
+    summary="Upload pictures and run a model",
     response_model=Job,
     responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.UPLOAD)},
     openapi_extra={**PREDICT_BODY, **headers.read("Prefer")},
@@ -131,6 +132,7 @@ async def predict(
 
 @router.post(
     "/jobs",
+    summary="Run a model on files",
     response_model=Job,
     responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.JSON_BODY, "not_found", "file_corrupt")},
     openapi_extra={**SUBMISSION_BODY, **headers.read("Prefer")},
@@ -180,7 +182,9 @@ async def submit(
     return await answer_job(request, service, tenant, job_id)
 
 
-@router.get("/jobs", response_model=JobPage, responses=problems.answers(*problems.KEYED, "invalid_request"))
+@router.get(
+    "/jobs", summary="List jobs", response_model=JobPage, responses=problems.answers(*problems.KEYED, "invalid_request")
+)
 async def list_jobs(
     request: Request,
     service: ServiceDep,
@@ -213,6 +217,7 @@ async def list_jobs(
 
 @router.get(
     "/jobs/{job_id}",
+    summary="Describe a job, or wait for it",
     response_model=Job,
     responses={200: headers.sent("Preference-Applied"), **problems.answers(*problems.KEYED, "not_found")},
     openapi_extra=headers.read("Prefer"),
@@ -239,6 +244,7 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
 
 @router.get(
     "/jobs/{job_id}/results",
+    summary="Page through a job's results",
     response_model=ResultPage,
     responses={
         200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}, **headers.sent("Link")},
@@ -279,6 +285,7 @@ async def results(
 
 @router.post(
     "/jobs/{job_id}/cancel",
+    summary="Cancel a job",
     response_model=Job,
     responses={200: headers.sent("Preference-Applied"), **problems.answers(*problems.KEYED, "forbidden", "not_found")},
     openapi_extra=headers.read("Prefer"),

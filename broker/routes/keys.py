@@ -23,6 +23,7 @@ KEY_BODY = {
 
 @router.post(
     "",
+    summary="Create an API key",
     response_model=NewKey,
     status_code=201,
     responses={
@@ -67,8 +68,11 @@ def _made(key: NewKey) -> Response:
     return answer(key, 201, {"Cache-Control": "no-store"})
 
 
-@router.get("", response_model=KeyList, responses=problems.answers(*problems.KEYED, "forbidden"))
+@router.get(
+    "", summary="List API keys", response_model=KeyList, responses=problems.answers(*problems.KEYED, "forbidden")
+)
 async def list_keys(request: Request, service: ServiceDep, principal: Admin) -> Response:
+    """Your tenant's, without their secrets, and those that are revoked too."""
     async with service.database.transaction(principal.tenant_id) as transaction:
         keys = await tenants.list_keys(transaction, principal)
         await service.audit.record(
@@ -77,7 +81,12 @@ async def list_keys(request: Request, service: ServiceDep, principal: Admin) -> 
     return answer(KeyList(items=keys))
 
 
-@router.delete("/{key_id}", status_code=204, responses=problems.answers(*problems.KEYED, "forbidden", "not_found"))
+@router.delete(
+    "/{key_id}",
+    summary="Revoke an API key",
+    status_code=204,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found"),
+)
 async def revoke(request: Request, service: ServiceDep, principal: Admin, key_id: str) -> Response:
     """From now on nobody gets an answer with it."""
     async with service.database.transaction(principal.tenant_id) as transaction:

@@ -37,6 +37,7 @@ RETRY_BODY = {
 
 @router.post(
     "/{job_id}/rerun",
+    summary="Run a job again",
     response_model=Job,
     responses={
         **ACCEPTED,
@@ -80,6 +81,7 @@ async def rerun(
 
 @router.post(
     "/retry",
+    summary="Rerun what failed of many jobs",
     response_model=RetryBatch,
     responses=problems.answers(*problems.SUBMITTED, *problems.JSON_BODY),
     openapi_extra=RETRY_BODY,

@@ -23,6 +23,7 @@ from tests.e2e.routes import ROWS, SHA256, Row
 from tests.e2e.service import Service, Strict
 
 schema = schemathesis.openapi.from_path(ROOT / "schema" / "openapi.json")
+HEADER = schema.raw_schema["components"]["headers"]
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,9 @@ def assert_promised(row: Row, answer: httpx.Response) -> None:
     if row.path in schema.raw_schema["paths"]:
         schema[row.path][row.method].validate_response(answer)
         described = schema.raw_schema["paths"][row.path][row.method.lower()]["responses"][str(answer.status_code)]
+        shared = {name for name, header in described["headers"].items() if "$ref" in header}
+        missing = {name for name in shared if HEADER[name].get("required") and name not in answer.headers}
+        assert missing == set(), (row, answer.status_code)
         unknown = set(answer.headers) - {name.lower() for name in described["headers"]} - OF_HTTP
         assert unknown == set(), (row, answer.status_code)
 
