@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import linear_regression
 
+import psutil
+
 from tests.e2e.service import family
 from tests.faults.chaos import usage
 from tests.faults.chaos.site import Site
@@ -64,13 +66,22 @@ def take(site: Site, requests: int, began: float) -> Sample:
         requests,
         seconds,
         usage.look(site),
-        sum(process.memory_full_info().uss for process in family(site.postmaster)),
+        sum(own_bytes(process) for process in family(site.postmaster)),
         site.node.memory_bytes(),
         site.service.rows() | more,
         int(str(database_bytes)),
         files,
         volume_bytes,
     )
+
+
+def own_bytes(process: psutil.Process) -> int:
+    """What it shares with nobody: to each of its processes, Postgres' shared memory is resident. 0 once it has ended, as
+    a look's own session does."""
+    try:
+        return int(process.memory_full_info().uss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def line(sample: Sample, before: Sample | None) -> str:
