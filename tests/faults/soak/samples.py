@@ -76,7 +76,7 @@ def take(site: Site, requests: int, began: float) -> Sample:
 
 
 def own_bytes(process: psutil.Process) -> int:
-    """What it shares with nobody: to each of its processes, Postgres' shared memory is resident. 0 once it has ended, as
+    """What it shares with nobody: Postgres' shared memory is resident in each of its processes. 0 once it has ended, as
     a look's own session does."""
     try:
         return int(process.memory_full_info().uss)
