@@ -26,7 +26,7 @@ from tests.support.engines import FINGERPRINT_ENGINE
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 
-HEARTBEAT_SECONDS = 2
+RABBITMQ: Mapping[str, str] = MappingProxyType({"heartbeat": "2"})
 END_SECONDS = 45
 """From SIGTERM to the end of a process: longer than a worker drains."""
 AGAIN_SECONDS = 0.5
@@ -75,7 +75,7 @@ class Site:
     allowed. Enter it from the main thread: its Postgres ends with the thread.
 
     `proxied`: without, nobody comes between the processes and their servers, and nothing can be cut. `settings`: for
-    each kind of process, beside or in place of `SETTINGS`.
+    each kind of process, beside or in place of `SETTINGS`; `rabbitmq`: the node's.
 
     A process that ends by itself is started again; that is a violation unless `excused` says that something was broken.
     """
@@ -86,7 +86,7 @@ class Site:
         ledger: Ledger,
         *,
         proxied: bool = True,
-        heartbeat_seconds: int = HEARTBEAT_SECONDS,
+        rabbitmq: Mapping[str, str] = RABBITMQ,
         settings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
         self.folder = folder
@@ -95,7 +95,7 @@ class Site:
         self.volume_disk = Disk(folder / "volume")
         self.postgres_disk = Disk(folder / "postgres")
         self.excused = False
-        self.node = RabbitMQ(folder / "rabbitmq", settings={"heartbeat": str(heartbeat_seconds)})
+        self.node = RabbitMQ(folder / "rabbitmq", settings=rabbitmq)
         self._ledger = ledger
         self._proxied = proxied
         self._settings = {kind: {**usual, **settings.get(kind, {})} for kind, usual in SETTINGS.items()}

@@ -45,7 +45,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "cleanup": {**RETENTION, "WHARF_STAGING_HOURS": str(120 / 3600), "WHARF_SWEEP_HOURS": str(60 / 3600)},
     }
 )
-HEARTBEAT_SECONDS = 30
+# Quorum queues keep in memory what they have written until their log has 512 MiB, which takes a million requests.
+RABBITMQ: Mapping[str, str] = MappingProxyType({"heartbeat": "30", "vm_memory_high_watermark": '{absolute, "2048MB"}'})
 
 
 def main() -> int:
@@ -59,7 +60,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="wharf-soak-"))
     console.print(f"{requests:,} requests, logs in {folder}; starting")
     ledger = Ledger()
-    with Site(folder, ledger, proxied=False, heartbeat_seconds=HEARTBEAT_SECONDS, settings=SETTINGS) as site:
+    with Site(folder, ledger, proxied=False, rabbitmq=RABBITMQ, settings=SETTINGS) as site:
         taken, answers = soak(site, ledger, requests, console.print)
         console.print("waiting until all has expired and is gone")
         _empty(site, ledger)
