@@ -12,9 +12,10 @@ JSON ?=
 SIDE_BY_SIDE ?= --numprocesses 2 --dist loadfile
 SECONDS ?= 600
 SEED ?=
+REQUESTS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up bench check setup schema test-ultralytics faults
+.PHONY: help demo test up bench check setup schema test-ultralytics faults soak
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,9 @@ bench: setup ## Measure what bench/README.md tells: SCENARIO="a d release" ROUND
 
 faults: setup ## Hurt a whole fleet at random, and hold it to what it promised: SECONDS=600 SEED=number
 	@.ci/with-rabbitmq $(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) $(if $(SEED),--seed "$(SEED)")
+
+soak: setup ## Ask a healthy fleet without a pause, and look for what grows: REQUESTS=1000000
+	@.ci/with-rabbitmq $(BIN)/python -m tests.faults.soak --requests $(REQUESTS)
 
 check: setup ## Lint, types, architecture rules, generated contracts
 	@$(BIN)/ruff check .
