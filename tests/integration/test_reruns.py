@@ -22,8 +22,9 @@ async def rerun(domain, tenant, job, *, only_failed: bool = False) -> UUID:
     """As the broker does it."""
     async with domain.api.transaction(tenant) as transaction:
         original = await reruns.original(transaction, job, only_failed=only_failed)
-        held = await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
-        reruns.require_held(original, held)
+        wanted = [each.sha256 for each in original.inputs]
+        held = await domain.files.hold_known(transaction, wanted)
+        reruns.require_held(original, held, await domain.files.damaged(transaction, set(wanted) - held))
         return await domain.jobs.repeat(transaction, original.job_id, [each.input for each in original.inputs])
 
 
@@ -170,6 +171,19 @@ async def test_bytes_that_are_on_their_way_out_are_not_run_on_though_a_file_name
     await refused(domain, acme, job, "input_gone")
 
 
+async def test_a_rerun_on_quarantined_bytes_says_that_they_are_damaged(domain, acme, globex):
+    """Though not to a tenant that holds them no more."""
+    content = b"shared, and damaged"
+    jobs = {}
+    for tenant in (acme, globex):
+        kept = await domain.keep(tenant, content)
+        jobs[tenant] = await domain.submit_on(tenant, [kept.files[0].id])
+    await domain.change("UPDATE wharf.blobs SET state = 'quarantined', fault = 'missing'")
+    await domain.change("UPDATE wharf.files SET deleted_at = now() WHERE tenant_id = %s", [globex])
+    assert (await refused(domain, acme, jobs[acme], "file_corrupt")).field == "inputs.0"
+    await refused(domain, globex, jobs[globex], "input_gone")
+
+
 async def test_a_rerun_holds_its_bytes_until_its_commit(domain, acme):
     job = await failed_job(domain, acme)
     async with domain.api.transaction(acme) as transaction:
@@ -209,8 +223,9 @@ async def test_a_large_job_is_rerun_in_a_few_statements(domain, acme):
 
         transaction.execute = counted
         original = await reruns.original(transaction, job, only_failed=False)
-        held = await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
-        reruns.require_held(original, held)
+        wanted = [each.sha256 for each in original.inputs]
+        held = await domain.files.hold_known(transaction, wanted)
+        reruns.require_held(original, held, await domain.files.damaged(transaction, set(wanted) - held))
         again = await domain.jobs.repeat(transaction, original.job_id, [each.input for each in original.inputs])
         del transaction.execute
     assert statements <= 6
