@@ -192,9 +192,10 @@ class Files:
 
     async def hold_known(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
         """Those of the bytes that the tenant has a file of, held until the transaction ends."""
-        # Held first: whoever takes a file's bytes away for good takes this lock, and is seen by what follows.
-        present = await self._hold(transaction, wanted)
-        return await self._held(transaction, sorted(present))
+        # Nobody locks, or waits for, bytes that the tenant has no file of: that would tell that others have.
+        present = await self._hold(transaction, await self._held(transaction, wanted))
+        # Whoever takes a file's bytes away for good takes this lock too, and is seen now.
+        return await self._held(transaction, present)
 
     async def damaged(self, transaction: Transaction, wanted: set[bytes]) -> set[bytes]:
         """Those of the bytes that the tenant has a file of and that are quarantined."""
