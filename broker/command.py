@@ -69,7 +69,7 @@ async def serve(settings: BrokerSettings) -> None:
             backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
             notices=notices,
             probe=Prober(settings.max_pixels),
-            readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker, cleaned=metrics.tell),
+            readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker, tell=metrics.tell),
             room=room,
             metrics=metrics,
             stopping=asyncio.Event(),

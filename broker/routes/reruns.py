@@ -41,7 +41,9 @@ RETRY_BODY = {
     response_model=Job,
     responses={
         **ACCEPTED,
-        **problems.answers(*problems.SUBMITTED, "not_found", "input_gone", "job_not_ended", "nothing_to_rerun"),
+        **problems.answers(
+            *problems.SUBMITTED, "not_found", "file_corrupt", "input_gone", "job_not_ended", "nothing_to_rerun"
+        ),
     },
     openapi_extra=headers.read("Prefer"),
 )
@@ -173,8 +175,9 @@ async def _submit(
     original: Original,
 ) -> UUID:
     await admit(service, admission, transaction, tenant, original.model, len(original.inputs))
-    held = await service.files.hold_known(transaction, [each.sha256 for each in original.inputs])
-    reruns.require_held(original, held)
+    wanted = [each.sha256 for each in original.inputs]
+    held = await service.files.hold_known(transaction, wanted)
+    reruns.require_held(original, held, await service.files.damaged(transaction, set(wanted) - held))
     new_job = await service.jobs.repeat(
         transaction, original.job_id, [each.input for each in original.inputs], traceparent=request.scope["traceparent"]
     )
