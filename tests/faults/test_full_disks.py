@@ -340,7 +340,7 @@ def without_room(service: Service) -> Iterator[None]:
             "  RAISE disk_full USING MESSAGE = 'could not extend file: No space left on device'; END $$;"
             "DO $$ DECLARE place regclass; BEGIN"
             "  FOR place IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'wharf'::regnamespace LOOP"
-            "    EXECUTE 'CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON ' || place || ' EXECUTE FUNCTION no_room()';"
+            "    EXECUTE 'CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON '||place||' EXECUTE FUNCTION no_room()';"
             "  END LOOP; END $$"
         )
         try:
