@@ -154,7 +154,7 @@ def _doubles(ledger: Ledger, service: Service) -> Iterator[Violation]:
 def _results(service: Service) -> Iterator[Violation]:
     for task, state, attempt, stored in service.ask(
         "SELECT t.id, t.state, t.attempt, r.attempt FROM wharf.tasks t LEFT JOIN wharf.results r ON r.task_id = t.id"
-        " WHERE (t.state = 'succeeded') <> (r.attempt IS NOT NULL) OR r.attempt <> t.attempt"
+        " WHERE (t.state = 'succeeded' AND t.purged_at IS NULL) <> (r.attempt IS NOT NULL) OR r.attempt <> t.attempt"
     ):
         yield Violation("wrong", f"task {task} is {state} in attempt {attempt}, its result is of attempt {stored}")
 
