@@ -67,7 +67,8 @@ def main() -> int:
         _judge_quiet(site, ledger, samples.take(site, answers.total(), time.monotonic()))
         conclude(site, ledger)
     console.print(", ".join(f"{what}: {count:,}" for what, count in sorted(answers.items())))
-    for growth in samples.growths(taken):
+    # Without the last one, for which no client was left.
+    for growth in samples.growths(taken[:-1]):
         console.print(_told(growth))
         if growth.is_leak:
             ledger.broken("leaked", _told(growth))
