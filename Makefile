@@ -45,10 +45,10 @@ check: setup ## Lint, types, architecture rules, generated contracts
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/python -m standalone.contracts --check
+	@$(BIN)/python -m contracts --check
 
 schema: setup ## Write the generated contracts anew: OpenAPI, the schema's SQL, the README's table of settings
-	@$(BIN)/python -m standalone.contracts
+	@$(BIN)/python -m contracts
 
 setup: .venv/ready ## Make the environment in .venv
 

@@ -344,6 +344,22 @@ async def test_a_purge_looks_for_inputs_by_index(domain, acme):
     assert "tasks_of_picture" in str(plan)
 
 
+async def test_a_purge_reads_nothing_of_what_others_do_with_the_same_bytes(domain, acme, globex, installation):
+    """So that the time it takes tells nothing of them."""
+    kept = await domain.keep(acme, b"acme's alone")
+    await domain.submit_on(acme, [kept.files[0].id] * 2000)
+    explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT wharf.tasks_of_picture(%s, sha256(%s))"
+    with psycopg.connect(installation.url(), autocommit=True) as connection:
+        connection.execute("ANALYZE wharf.tasks")
+
+        def blocks_read(content: bytes) -> int:
+            [[plan]] = connection.execute(explain, [globex, content]).fetchone()
+            return plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+
+        blocks_read(b"first of all, the catalog")
+        assert abs(blocks_read(b"acme's alone") - blocks_read(b"nobody's")) < 5
+
+
 async def hold(domain: Domain, tenant: UUID, wanted: JobInput) -> list[File]:
     async with domain.api.transaction(tenant) as transaction:
         return await domain.files.hold(transaction, [wanted])

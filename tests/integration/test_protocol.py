@@ -376,8 +376,10 @@ class World:
             original = await reruns.original(transaction, job, only_failed=self.random.random() < 0.3)
             if original is None:
                 return
-            held = await Files(mount).hold_known(transaction, [each.sha256 for each in original.inputs])
-            reruns.require_held(original, held)
+            wanted = [each.sha256 for each in original.inputs]
+            files = Files(mount)
+            held = await files.hold_known(transaction, wanted)
+            reruns.require_held(original, held, await files.damaged(transaction, set(wanted) - held))
             inputs = [each.input for each in original.inputs]
             new_job = await Jobs().repeat(transaction, original.job_id, inputs)
         self.ledger.jobs[new_job] = tenant
