@@ -27,6 +27,7 @@ from tests.support.engines import QUICK_ENGINE
 from tests.support.rabbitmq import available
 
 REQUESTS = 1_000_000
+LEAST_REQUESTS = 10_000
 SAMPLES = 20
 SILENT_SECONDS = 180.0
 """Without an answer for so long, the run is over."""
@@ -53,6 +54,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="Looks for what grows.")
     parser.add_argument("--requests", type=int, default=REQUESTS, help=f"{REQUESTS} unless told")
     requests = parser.parse_args().requests
+    if requests < LEAST_REQUESTS:
+        parser.error(f"{LEAST_REQUESTS:,} requests are the least of which a line can be drawn")
     if not available():
         sys.exit("python -m tests.faults.soak: no RabbitMQ on this machine: run make soak as root, or install it")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -67,7 +70,8 @@ def main() -> int:
         _judge_quiet(site, ledger, samples.take(site, answers.total(), time.monotonic()))
         conclude(site, ledger)
     console.print(", ".join(f"{what}: {count:,}" for what, count in sorted(answers.items())))
-    for growth in samples.growths(taken):
+    # Without the last one, for which no client was left.
+    for growth in samples.growths(taken[:-1]):
         console.print(_told(growth))
         if growth.is_leak:
             ledger.broken("leaked", _told(growth))

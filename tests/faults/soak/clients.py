@@ -257,6 +257,7 @@ class _Client:
             ("GET", f"/v1/jobs/{number}", {}, b""),
             ("GET", "/v1/files?limit=0", {}, b""),
             ("PUT", "/v1/files", {}, b""),
+            ("PROPFIND", "/v1/files", {}, b""),
             ("POST", "/v1/files", {}, b"no picture %d" % number),
             ("POST", "/v1/jobs", JSON_HEADERS, b'{"inputs": ['),
             ("POST", "/v1/jobs", JSON_HEADERS, _json({"inputs": [{"file": "x"}], f"field-{number}": 1})),
