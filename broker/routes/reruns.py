@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body, paging, problems
+from broker import body, headers, paging, problems
 from broker.access import Admin, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.backlog import Admission
@@ -37,6 +37,7 @@ RETRY_BODY = {
 
 @router.post(
     "/{job_id}/rerun",
+    summary="Run a job again",
     response_model=Job,
     responses={
         **ACCEPTED,
@@ -44,6 +45,7 @@ RETRY_BODY = {
             *problems.SUBMITTED, "not_found", "file_corrupt", "input_gone", "job_not_ended", "nothing_to_rerun"
         ),
     },
+    openapi_extra=headers.read("Prefer"),
 )
 async def rerun(
     request: Request,
@@ -81,6 +83,7 @@ async def rerun(
 
 @router.post(
     "/retry",
+    summary="Rerun what failed of many jobs",
     response_model=RetryBatch,
     responses=problems.answers(*problems.SUBMITTED, *problems.JSON_BODY),
     openapi_extra=RETRY_BODY,
