@@ -1,20 +1,18 @@
-"""The worker killed with -9 before every change that it makes, from its start to the end of its jobs, on both
-transports: the next one of its name ends what it left, each task once."""
+"""The worker killed with -9 before every change that it makes, from its start to the end of its jobs, where
+the task rows are the queue: the next one of its name ends what it left, each task once."""
 
 import asyncio
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from uuid import UUID
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.contract.harness.amqp import AmqpHarness
-from tests.contract.harness.embedded import EmbeddedHarness
 from tests.support.domain import Domain
 from tests.support.worker_killed_before import WORKER
 
@@ -41,27 +39,13 @@ def domain(installation, api_database, worker_database) -> Domain:
     return Domain(installation, api_database, worker_database)
 
 
-@pytest.fixture(params=["embedded", "amqp"])
-async def transports(request, domain) -> AsyncIterator[tuple[EmbeddedHarness | AmqpHarness, str]]:
-    """And RabbitMQ's URL, where it carries the tasks."""
-    if request.param == "embedded":
-        domain.add_model("digits")
-        async with EmbeddedHarness(domain) as harness:
-            yield harness, ""
-    else:
-        url = request.getfixturevalue("amqp_url")
-        async with AmqpHarness(domain, url) as harness:
-            yield harness, url
-
-
 @pytest.fixture
-def work_until(installation, transports) -> Iterator[Callable[[int], int]]:
+def work_until(installation) -> Iterator[Callable[[int], int]]:
     """A worker killed before its n-th change; gives its exit status."""
     environment = {
         **os.environ,
         "WHARF_DATABASE_URL": installation.url("wharf_worker"),
         "WHARF_VOLUME": str(installation.volume),
-        "WHARF_AMQP_URL": transports[1],
     }
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.worker_killed_before"],
@@ -77,18 +61,14 @@ def work_until(installation, transports) -> Iterator[Callable[[int], int]]:
 
 
 @pytest.mark.timeout(600)
-async def test_a_worker_killed_before_any_change_is_followed_by_one_that_ends_each_task_once(
-    domain, transports, work_until
-):
-    harness, _ = transports
+async def test_a_worker_killed_before_any_change_is_followed_by_one_that_ends_each_task_once(domain, work_until):
+    domain.add_model("digits")
     acme = domain.add_tenant("acme")
     for number in range(1, FAR):
         jobs = await furnish(domain, acme, number)
-        await harness.announce()
         status = await asyncio.to_thread(work_until, number)
-        assert status in (0, -signal.SIGKILL); print(number, status, __import__("time").time(), flush=True)
+        assert status in (0, -signal.SIGKILL)
         assert_true_so_far(domain, jobs)
-        await harness.announce()
         assert await asyncio.to_thread(work_until, FAR) == 0
         assert_ended(domain, jobs, number)
         if status == 0:

@@ -7,15 +7,13 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from custody.transport.connection import Channel
 from tests.support.broker_killed_at import die
 
 CHANGE = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM|SELECT) wharf\.")
 
 
 class Countdown:
-    """Dies before the n-th change: a statement, the commit of what was changed, what is done to a file, or what is said
-    to RabbitMQ."""
+    """Dies before the n-th change: a statement, the commit of what was changed, or what is done to a file."""
 
     def __init__(self, number: int) -> None:
         self._left = number
@@ -41,8 +39,6 @@ class Countdown:
         AsyncConnection.commit = counted_commit
         for name in ("rename", "unlink", "write_text"):
             setattr(Path, name, self._counted(getattr(Path, name)))
-        for name in ("declare_queue", "bind", "confirm", "publish", "consume", "ack", "requeue", "reject"):
-            setattr(Channel, name, self._counted(getattr(Channel, name)))
 
     def _counted(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **named: Any) -> Any:

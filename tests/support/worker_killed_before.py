@@ -5,7 +5,7 @@
 For each n on a line of its standard input it runs one worker, in a fork, so that nothing is imported twice, and prints
 its exit status on a line: -9 where it was killed, 0 where it has fewer changes. Its parts are put together as `wharf
 worker` does it, but for the slots: what a picture's bytes begin with is what comes of it. The environment has the URL
-of the database, the volume, and RabbitMQ's where that carries the tasks.
+of the database and the volume.
 """
 
 import asyncio
@@ -20,9 +20,6 @@ from custody.notices import Notices
 from custody.reconcile import Reconciler
 from custody.tasks import Tasks
 from custody.telemetry import configure_logging
-from custody.transport import Transport
-from custody.transport.amqp import AmqpTransport
-from custody.transport.connection import Amqp, Login
 from custody.transport.embedded import EmbeddedTransport
 from inference_worker import consumer
 from inference_worker.consumer import Consumer
@@ -38,7 +35,7 @@ MOST_SECONDS = 60
 
 async def work() -> None:
     """Until no job is open and nothing is held."""
-    url, volume, amqp_url = (os.environ[name] for name in ("WHARF_DATABASE_URL", "WHARF_VOLUME", "WHARF_AMQP_URL"))
+    url, volume = os.environ["WHARF_DATABASE_URL"], os.environ["WHARF_VOLUME"]
     tasks, jobs = Tasks(lease_seconds=LEASE_SECONDS, max_attempts=3), Jobs()
     consumer.backoff_seconds = lambda spent: 0.0
     async with AsyncExitStack() as stack:
@@ -49,20 +46,7 @@ async def work() -> None:
             released = await tasks.give_back_former(transaction, WORKER)
         await reconciler.follow(released)
         await reconciler.run_once()
-        transport: Transport = EmbeddedTransport(database, tasks, notices, pool=POOL, worker=WORKER)
-        if amqp_url:
-            transport = await stack.enter_async_context(
-                AmqpTransport(
-                    Amqp(Login(amqp_url), name=WORKER),
-                    database,
-                    tasks,
-                    pool=POOL,
-                    worker=WORKER,
-                    prefetch=2,
-                    follow=reconciler.follow,
-                    rejected=lambda reason: None,
-                )
-            )
+        transport = EmbeddedTransport(database, tasks, notices, pool=POOL, worker=WORKER)
 
         async def look(work: Work) -> Outcome:
             kind = (Path(volume) / work.path).read_bytes().split()[0].decode()
