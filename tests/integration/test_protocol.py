@@ -92,13 +92,12 @@ WALKS = (
     Walk("rerun", ("delete", "remove")),
     Walk("rerun", ("purge",)),
     Walk("submit", ("delete", "remove")),
-    Walk("submit", ("purge", "remove")),
     Walk("upload-known", ("delete", "remove")),
     Walk("upload-known", ("purge", "remove")),
     Walk("upload", ("remove",), let_go=True),
     Walk("remove", ("upload",), let_go=True),
     Walk("remove", ("upload",), let_go=True, lost=True),
-    Walk("work", ("silence", "reconcile", "work")),
+    Walk("work", ("silence", "reconcile", "hang")),
     Walk("verify", ("work", "upload"), damaged=True),
 )
 
@@ -224,6 +223,7 @@ class World:
             ("rerun", "broker", 2, self.rerun),
             ("cancel", "broker", 2, self.cancel),
             ("work", "worker", 8, self.work),
+            ("hang", "worker", 1, self.hang),
             ("reconcile", "worker", 2, self.reconcile),
             ("silence", "worker", 1, self.fall_silent),
             ("age", "cleanup", 1, self.age),
@@ -267,7 +267,7 @@ class World:
             """
         )
         if not now["queued"]:
-            idle.add("work")
+            idle |= {"work", "hang"}
         if not now["running"]:
             idle.add("silence")
         if not ledger.jobs or not now["open"]:
@@ -429,7 +429,11 @@ class World:
                 await self.tasks.cancel_open(transaction, job)
                 await jobs.freeze(transaction, job)
 
-    async def work(self, mount: Volume) -> None:
+    async def hang(self, mount: Volume) -> None:
+        """A worker that claims, and is not heard of again."""
+        await self._claim(mount)
+
+    async def _claim(self, mount: Volume) -> list[Claim]:
         async with self.worker.transaction() as transaction:
             claims = await self.tasks.claim_next(
                 transaction,
@@ -438,9 +442,11 @@ class World:
                 worker=mount.instance,
                 limit=self.random.randint(1, 2),
             )
-        for claim in claims:
-            self.ledger.attempts[claim.task_id] = claim.attempt
-        for claim in claims:
+        self.ledger.attempts |= {claim.task_id: claim.attempt for claim in claims}
+        return claims
+
+    async def work(self, mount: Volume) -> None:
+        for claim in await self._claim(mount):
             content = await self._read(mount, claim.sha256, lambda claim=claim: self._holds(claim))
             if content is not None and content != DIGESTS[claim.sha256]:
                 async with self.worker.transaction() as transaction:
