@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from custody import erasure
+from custody import erasure, reruns
 from custody.erasure import Purged
 from custody.errors import CustodyError
 from custody.ids import new_id
@@ -261,6 +261,26 @@ async def test_a_copy_that_is_asked_for_while_a_purge_runs_is_not_made(domain, a
         copying = asyncio.create_task(copy())
         await waits_for_a_lock(domain)
     assert await copying is None
+
+
+async def test_a_rerun_that_is_asked_for_while_a_purge_runs_is_refused(domain, acme):
+    file = await kept(domain, acme, b"a picture")
+    job = await inferred(domain, acme, file)
+
+    async def rerun() -> None:
+        async with domain.api.transaction(acme) as transaction:
+            original = await reruns.original(transaction, job, only_failed=False)
+            assert original is not None
+            held = await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
+            reruns.require_held(original, held)
+
+    async with domain.api.transaction(acme) as transaction:
+        assert await erasure.purge_file(transaction, file.id, gone_within=DAY)
+        rerunning = asyncio.create_task(rerun())
+        await waits_for_a_lock(domain)
+    with pytest.raises(CustodyError) as refused:
+        await rerunning
+    assert refused.value.code == "input_gone"
 
 
 async def test_a_result_that_comes_while_a_purge_waits_for_its_task_is_purged_too(domain, acme):
