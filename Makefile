@@ -12,9 +12,10 @@ JSON ?=
 SIDE_BY_SIDE ?= --numprocesses 2 --dist loadfile
 SECONDS ?= 600
 SEED ?=
+REQUESTS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up bench check setup schema test-ultralytics faults
+.PHONY: help demo test up bench check setup schema test-ultralytics faults soak
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,15 +37,18 @@ bench: setup ## Measure what bench/README.md tells: SCENARIO="a d release" ROUND
 faults: setup ## Hurt a whole fleet at random, and hold it to what it promised: SECONDS=600 SEED=number
 	@.ci/with-rabbitmq $(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) $(if $(SEED),--seed "$(SEED)")
 
+soak: setup ## Ask a healthy fleet without a pause, and look for what grows: REQUESTS=1000000
+	@.ci/with-rabbitmq $(BIN)/python -m tests.faults.soak --requests $(REQUESTS)
+
 check: setup ## Lint, types, architecture rules, generated contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/python -m standalone.contracts --check
+	@$(BIN)/python -m contracts --check
 
 schema: setup ## Write the generated contracts anew: OpenAPI, the schema's SQL, the README's table of settings
-	@$(BIN)/python -m standalone.contracts
+	@$(BIN)/python -m contracts
 
 setup: .venv/ready ## Make the environment in .venv
 

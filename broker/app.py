@@ -7,7 +7,7 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 
-from broker import problems
+from broker import headers, problems
 from broker.routes import audit, files, health, jobs, keys, models, pools, reruns, tenant
 from broker.service import Service
 from broker.tracing import RequestTracing
@@ -42,13 +42,13 @@ def build_app(service: Service) -> FastAPI:
         )
 
     app.add_middleware(RequestTracing, metrics=service.metrics)
-    _describe_bodies(app)
+    _describe(app)
     return app
 
 
-def _describe_bodies(app: FastAPI) -> None:
+def _describe(app: FastAPI) -> None:
     """Adds what routes read and answer by themselves to the OpenAPI document: the bodies that are read after the key
-    was checked, and the problems, which take the place of the framework's own."""
+    was checked, the headers, and the problems, which take the place of the framework's own."""
     document = app.openapi()  # what it answers from now on: changed in place
     for body in (FilePatch, JobSubmission, KeyRequest, Problem, RetryRequest, TenantPatch):
         schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -58,11 +58,14 @@ def _describe_bodies(app: FastAPI) -> None:
         document["components"]["schemas"].pop(framework, None)
     for operations in document["paths"].values():
         for method, operation in operations.items():
+            operation.setdefault("parameters", []).extend(headers.read(*headers.EVERYWHERE)["parameters"])
             refusal = operation["responses"].get("422", {})
             if "application/problem+json" not in refusal.get("content", {}):
                 operation["responses"].pop("422", None)  # any text is a name or an id: at worst there is no such thing
-            if method == "head":
-                for answered in operation["responses"].values():
+            for answered in operation["responses"].values():
+                answered.setdefault("headers", {}).update(headers.sent(*headers.EVERYWHERE)["headers"])
+                if method == "head":
                     answered.pop("content", None)
+    document["components"].update(headers.components())
     document["components"]["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"api_key": []}]

@@ -1,6 +1,7 @@
 """`wharf broker`: the API process, wired."""
 
 import asyncio
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -27,9 +28,12 @@ from custody.installation import check_volume
 from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.notices import Notices
-from custody.process import run
+from custody.process import end_within, run
 from custody.tasks import Tasks
 from custody.volume import Volume
+
+CLOSE_SECONDS = 5.0
+"""After the drain, until the process has ended."""
 
 
 def broker(
@@ -69,7 +73,7 @@ async def serve(settings: BrokerSettings) -> None:
             backlog=Backlog(pool_limit=settings.max_pool_backlog, tenant_limit=settings.max_tenant_backlog),
             notices=notices,
             probe=Prober(settings.max_pixels),
-            readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker, cleaned=metrics.tell),
+            readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker, tell=metrics.tell),
             room=room,
             metrics=metrics,
             stopping=asyncio.Event(),
@@ -91,7 +95,7 @@ async def serve(settings: BrokerSettings) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=30,
+                timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
             ),
         )
         await server.serve()
@@ -129,3 +133,4 @@ class _Server(uvicorn.Server):
         self._service.stopping.set()
         self._service.notices.wake_all()
         self.handle_exit(number, None)
+        end_within(self._service.settings.drain_seconds + CLOSE_SECONDS)

@@ -2,13 +2,26 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC
 from uuid import UUID
 
+from broker.readiness import MOST_QUARANTINED
 from broker.room import Room
 from broker.service import Service
 from custody import database, pools, relays
+from custody.installation import SweepOff, sweep_off
+from custody.integrity import seen_quarantined
 from custody.pressure import ADVICE
-from custody.wire import DatabaseHealth, HealthDetails, HealthState, Pool, PoolState, Relay, VolumeHealth
+from custody.wire import (
+    CustodyHealth,
+    DatabaseHealth,
+    HealthDetails,
+    HealthState,
+    Pool,
+    PoolState,
+    Relay,
+    VolumeHealth,
+)
 
 OK = "ok"
 
@@ -20,10 +33,13 @@ async def look(service: Service, tenant: UUID) -> HealthDetails:
         began = time.perf_counter()
         server = await database.describe(transaction)
         latency = time.perf_counter() - began
+        off = await sweep_off(transaction)
+        quarantined = await seen_quarantined(transaction, most=MOST_QUARANTINED)
         known_relays = await relays.list_relays(transaction)
         known_pools = await pools.list_pools(transaction, service.backlog.waiting)
     warnings = [
         *_of_volume(service.room),
+        *_of_custody(off, quarantined),
         *_of_relays(known_relays),
         *(warning for pool in known_pools for warning in _of_pool(pool)),
     ]
@@ -36,6 +52,7 @@ async def look(service: Service, tenant: UUID) -> HealthDetails:
         volume=None
         if usage is None
         else VolumeHealth(used_bytes=usage.used, free_bytes=usage.free, takes_uploads=not service.room.is_pressed),
+        custody=CustodyHealth(quarantined=quarantined, sweep_off=off.reason if off else None),
         relays=known_relays,
         pools=known_pools,
     )
@@ -51,6 +68,20 @@ def _of_volume(room: Room) -> Iterator[str]:
     if room.is_pressed and room.usage is not None:
         free = f"{room.usage.free / 2**30:.1f} GiB of {room.usage.total / 2**30:.1f} GiB are free"
         yield f"The volume is nearly full ({free}): uploads are refused. {ADVICE}"
+
+
+def _of_custody(off: SweepOff | None, quarantined: int) -> Iterator[str]:
+    if off is not None:
+        yield (
+            f"Since {off.since.astimezone(UTC):%Y-%m-%d %H:%M} UTC no bytes without a row are removed. {off.reason} "
+            "Look at what is missing with `wharf verify`, then accept it with `wharf verify --accept`."
+        )
+    if quarantined:
+        many = f"{quarantined}{' or more' * (quarantined == MOST_QUARANTINED)}"
+        yield (
+            f"Contents with damaged or missing bytes: {many}. `wharf verify` says whose files they are; an upload of "
+            "the same bytes heals them."
+        )
 
 
 def _of_relays(known: Sequence[Relay]) -> Iterator[str]:

@@ -37,13 +37,28 @@ HEADER_READS = 50_000
 SEGMENTS = 200_000
 """Far above what cameras and editors write before the first pixel; a file made of headers would fill the memory."""
 
+EXIF_BYTES = 1 << 20
+EXIF_SEGMENTS = 32
+"""Cameras write one of 64 KB at most. Pillow makes an object of each number in it, and joins segments one by one."""
+
 UPRIGHT = ("HEIF", "TIFF")
 """Formats whose decoders turn the picture upright by themselves: the size read here is upright already."""
 
 EXIF_ORIENTATION = 0x0112
 
+
+class _ShortExif(Image.Exif):
+    """What Pillow's readers parse while they open a file, where nothing of ours comes in between."""
+
+    def load(self, data: bytes) -> None:
+        if len(data) > EXIF_BYTES:
+            raise CustodyError("damaged_image", f"The Exif of a picture may have {EXIF_BYTES} bytes at most.")
+        super().load(data)
+
+
 pillow_heif.register_heif_opener()
 Image.MAX_IMAGE_PIXELS = None  # the limit is a setting, checked below
+Image.Exif = _ShortExif  # type: ignore[misc]
 
 
 class Prober:
@@ -121,12 +136,14 @@ class _HeaderOnly(io.RawIOBase):
         self._file = file
         self._bytes_left = most_bytes
         self._reads_left = HEADER_READS
+        self._exif_left = EXIF_SEGMENTS
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(min(size, self._bytes_left) if size >= 0 else self._bytes_left)
         self._bytes_left -= len(data)
         self._reads_left -= 1
-        if self._bytes_left <= 0 or self._reads_left <= 0:
+        self._exif_left -= data.startswith(b"Exif\0\0")
+        if min(self._bytes_left, self._reads_left, self._exif_left) <= 0:
             raise CustodyError("damaged_image", "The file is all header: no pixel comes in its first megabytes.")
         return data
 

@@ -39,9 +39,17 @@ class BrokerMetrics:
             "wharf_last_cleanup_sweep_off", "1 where a restore is suspected, and orphans are only reported",
             registry=self.registry,
         )  # fmt: skip
+        self.quarantined = Gauge(
+            "wharf_blobs_quarantined", "Contents whose bytes are damaged or missing; 1000 is that many or more",
+            registry=self.registry,
+        )  # fmt: skip
 
-    def tell(self, run: Run, sweep_off: SweepOff | None) -> None:
+    def tell(self, run: Run | None, sweep_off: SweepOff | None, quarantined: int) -> None:
         """`run`: the newest cleanup."""
+        self.sweep_off.set(sweep_off is not None)
+        self.quarantined.set(quarantined)
+        if run is None:
+            return
         figures = {
             "files": run.expired_files, "jobs": run.expired_jobs, "bytes": run.removed_blobs,
             "freed_bytes": run.freed_bytes, "orphans": run.orphans, "missing": run.missing, "errors": run.errors,
@@ -50,7 +58,6 @@ class BrokerMetrics:
             self.cleanup.labels(figure).set(value)
         if run.started_at is not None:
             self.cleanup.labels("started_seconds").set(run.started_at.timestamp())
-        self.sweep_off.set(sweep_off is not None)
 
     def watch(self, room: Room) -> None:
         """From now on the volume's figures are served too."""

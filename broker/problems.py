@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from broker import headers
 from custody.errors import KINDS, CustodyError
 from custody.wire import Problem
 
@@ -59,7 +60,11 @@ def answers(*codes: str) -> dict[int | str, dict[str, Any]]:
         by_status.setdefault(KINDS[code].status, []).append(f"`{code}`: {KINDS[code].title}")
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
-        status: {"description": "\n\n".join(lines), "content": {"application/problem+json": {"schema": schema}}}
+        status: {
+            "description": "\n\n".join(lines),
+            "content": {"application/problem+json": {"schema": schema}},
+            **headers.sent(*headers.OF_STATUS.get(int(status), ())),
+        }
         for status, lines in by_status.items()
     }
 
@@ -89,17 +94,17 @@ def answer_to(request_id: str, error: CustodyError) -> Response:
         request_id=request_id,
         field=error.field,
     )
-    headers = {}
+    carried = {}
     if error.kind.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+        carried["WWW-Authenticate"] = "Bearer"
     if error.kind.status == 408:
-        headers["Connection"] = "close"  # the rest of the body may still come: it is no next request
+        carried["Connection"] = "close"  # the rest of the body may still come: it is no next request
     if error.size is not None:
-        headers["Content-Range"] = f"bytes */{error.size}"
+        carried["Content-Range"] = f"bytes */{error.size}"
     if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
+        carried["Retry-After"] = str(error.retry_after)
     return Response(
-        problem.model_dump_json(exclude_none=True), error.kind.status, headers, media_type="application/problem+json"
+        problem.model_dump_json(exclude_none=True), error.kind.status, carried, media_type="application/problem+json"
     )
 
 

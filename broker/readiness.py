@@ -10,14 +10,19 @@ from custody.cleanup import Run, list_runs
 from custody.database import Database
 from custody.errors import CustodyError
 from custody.installation import SweepOff, sweep_off
+from custody.integrity import seen_quarantined
 from custody.volume import Volume
 
 CHECK_SECONDS = 3.0
 GOOD_SECONDS = 1.0
 
+MOST_QUARANTINED = 1000
+"""Counted so far, at each look: a restore may have lost a million."""
+
 
 class Readiness:
-    """`needs_worker`: not ready before a warm worker lives. `cleaned` is told of the newest cleanup at each look."""
+    """`needs_worker`: not ready before a warm worker lives. `tell` hears at each look of the newest cleanup, if any,
+    why no orphans are swept, and how many blobs are quarantined, `MOST_QUARANTINED` standing for that many or more."""
 
     def __init__(
         self,
@@ -26,13 +31,13 @@ class Readiness:
         room: Room,
         *,
         needs_worker: bool,
-        cleaned: Callable[[Run, SweepOff | None], None] = lambda _run, _off: None,
+        tell: Callable[[Run | None, SweepOff | None, int], None] = lambda _run, _off, _quarantined: None,
     ) -> None:
         self._database = database
         self._volume = volume
         self._room = room
         self._needs_worker = needs_worker
-        self._cleaned = cleaned
+        self._tell = tell
         self._checking = asyncio.Lock()
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._found: Mapping[str, str] = {}
@@ -70,8 +75,10 @@ class Readiness:
 
     async def _ask_database(self) -> None:
         async with self._database.transaction() as transaction:
-            for run in await list_runs(transaction, 1):
-                self._cleaned(run, await sweep_off(transaction))
+            runs = await list_runs(transaction, 1)
+            off = await sweep_off(transaction)
+            quarantined = await seen_quarantined(transaction, most=MOST_QUARANTINED)
+        self._tell(runs[0] if runs else None, off, quarantined)
 
     async def _ask_volume(self) -> None:
         # A full volume takes no uploads, and everything else goes on: reads, deletions, jobs on what is held.

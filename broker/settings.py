@@ -37,6 +37,9 @@ class BrokerSettings(PressureSettings, VolumeSettings, RetentionSettings, Proces
         lt=2**31,
         description="Inputs of one tenant that may wait for one model before its jobs get 429",
     )
+    drain_seconds: float = Field(
+        default=25.0, ge=0, description="After SIGTERM, time for open requests before they are cut off"
+    )
     max_wait_seconds: float = Field(default=60.0, ge=0, description="Longest `Prefer: wait` that is granted")
     default_model: str | None = Field(
         default=None, description="Model of requests that name none. If unset, the only one registered"

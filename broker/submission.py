@@ -6,6 +6,7 @@ from uuid import UUID
 import structlog
 from fastapi import Request, Response
 
+from broker import headers
 from broker.answers import answer
 from broker.backlog import Admission
 from broker.service import Service
@@ -18,8 +19,10 @@ from custody.wire import Job, Priority
 
 log = structlog.get_logger()
 
+_OF_JOB = headers.sent("Location", "Preference-Applied")
 ACCEPTED: dict[int | str, dict[str, Any]] = {
-    202: {"model": Job, "description": "Accepted: it will end, whatever dies; ask again at `Location`"}
+    200: {"description": "It has ended, within the wait that was asked for", **_OF_JOB},
+    202: {"model": Job, "description": "Accepted: it will end, whatever dies; ask again at `Location`", **_OF_JOB},
 }
 
 
@@ -50,6 +53,6 @@ async def answer_job(request: Request, service: Service, tenant: UUID, job_id: U
         raise CustodyError(
             "gone", "The job that this key created is over and has been removed. Take a new key to run it again."
         )
-    headers = {"Location": f"/v1/jobs/{job_id}", **applied(seconds)}
+    where = {"Location": f"/v1/jobs/{job_id}", **applied(seconds)}
     # Whoever does not wait is told 202, also where a worker was quicker than this answer.
-    return answer(job, 200 if seconds and job.state.ended else 202, headers)
+    return answer(job, 200 if seconds and job.state.ended else 202, where)

@@ -16,6 +16,8 @@ log = structlog.get_logger()
 
 TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Counted by name: there are dozens more, which no route answers, and each would be a series more for every route."""
 QUIET = ("/livez", "/readyz", "/health", "/metrics")
 
 
@@ -67,7 +69,8 @@ class RequestTracing:
 
     def _finished(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
-        self._metrics.requests.labels(scope["method"], route, status).inc()
-        self._metrics.request_seconds.labels(scope["method"], route).observe(seconds)
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.requests.labels(method, route, status).inc()
+        self._metrics.request_seconds.labels(method, route).observe(seconds)
         level = log.debug if route in QUIET else log.info
         level("request_finished", method=scope["method"], route=route, status=status, seconds=round(seconds, 4))

@@ -233,10 +233,17 @@ async def find_old_jobs(
 
 
 async def remove_jobs(transaction: Transaction, jobs: Sequence[UUID]) -> int:
-    """Takes away those that have ended to their last task, with tasks and results; gives how many."""
+    """Takes away those that have ended to their last task, with tasks and results; gives how many. What somebody reruns
+    now is left for the next time.
+
+    Jobs are locked before their tasks: a rerun holds the job and waits for its bytes, a purge holds bytes and
+    waits for tasks. Whoever held tasks and waited for the job would close the circle."""
     ended = await _rows(
         transaction,
-        f"SELECT j.id FROM wharf.jobs j WHERE j.id = ANY (%(jobs)s) AND j.state <> 'open' AND {JOB_HAS_ENDED}",
+        f"""
+        SELECT j.id FROM wharf.jobs j WHERE j.id = ANY (%(jobs)s) AND j.state <> 'open' AND {JOB_HAS_ENDED}
+        FOR UPDATE OF j SKIP LOCKED
+        """,
         {"jobs": list(jobs)},
     )
     going = [row["id"] for row in ended]

@@ -192,15 +192,20 @@ class Files:
 
     async def hold_known(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
         """Those of the bytes that the tenant has a file of, held until the transaction ends."""
-        # Held first: whoever takes a file's bytes away for good takes this lock, and is seen by what follows.
-        present = await self._hold(transaction, wanted)
-        return await self._held(transaction, sorted(present))
+        # Nobody locks, or waits for, bytes that the tenant has no file of: that would tell that others have.
+        present = await self._hold(transaction, await self._held(transaction, wanted))
+        # Whoever takes a file's bytes away for good takes this lock too, and is seen now.
+        return await self._held(transaction, present)
+
+    async def damaged(self, transaction: Transaction, wanted: set[bytes]) -> set[bytes]:
+        """Those of the bytes that the tenant has a file of and that are quarantined."""
+        return set(await self._states(transaction, await self._held(transaction, wanted))) if wanted else set()
 
     async def _with_states(self, transaction: Transaction, rows: Sequence[DictRow]) -> list[File]:
         states = await self._states(transaction, [row["sha256"] for row in rows])
         return [_file(row | {"state": states.get(row["sha256"], FileState.PRESENT)}) for row in rows]
 
-    async def _states(self, transaction: Transaction, wanted: Sequence[bytes]) -> Mapping[bytes, FileState]:
+    async def _states(self, transaction: Transaction, wanted: Iterable[bytes]) -> Mapping[bytes, FileState]:
         """Of those that are not `present`."""
         found = await transaction.execute("SELECT sha256, fault FROM wharf.blob_faults(%s)", [list(set(wanted))])
         return {row["sha256"]: FileState(row["fault"]) for row in await found.fetchall()}
@@ -213,7 +218,7 @@ class Files:
         )
         return {row[column]: _file(row) for row in await found.fetchall()}
 
-    async def _held(self, transaction: Transaction, wanted: Sequence[bytes]) -> set[bytes]:
+    async def _held(self, transaction: Transaction, wanted: Iterable[bytes]) -> set[bytes]:
         found = await transaction.execute(
             f"SELECT DISTINCT sha256 FROM wharf.files WHERE sha256 = ANY (%s) AND {LIVE}", [list(wanted)]
         )

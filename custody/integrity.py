@@ -62,6 +62,13 @@ class Run:
 RUN = ", ".join(("id", "started_at", "ended_at", "stopped", "quick", *(count.name for count in fields(Counts))))
 
 
+async def seen_quarantined(transaction: Transaction, *, most: int) -> int:
+    """For roles that may not read `blobs`: how many are quarantined, `most` standing for that many or more."""
+    found = await transaction.execute("SELECT wharf.blobs_quarantined(%s) AS blobs", [most])
+    row = await found.fetchone()
+    return int(row["blobs"]) if row else 0
+
+
 class Integrity:
     """The statements of a verification. All under the role wharf_cleanup."""
 

@@ -220,6 +220,10 @@ class Removal:
                 growing.write_text(f"{checkpoint}\n")
                 sync_path(growing)
                 growing.rename(mark)
+            except FileNotFoundError:
+                # NFS may retry a rename that has already happened. Each mark is as long as the one before.
+                if mark.read_text() != f"{checkpoint}\n":
+                    raise
             finally:
                 growing.unlink(missing_ok=True)
             sync_path(mark.parent)

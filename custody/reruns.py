@@ -89,9 +89,17 @@ async def original(transaction: Transaction, job_id: UUID, *, only_failed: bool)
     return Original(job_id, job["model"], Priority(job["priority"]), inputs)
 
 
-def require_held(wanted: Original, held: set[bytes]) -> None:
-    """Raises `CustodyError("input_gone")` for the first input whose bytes are not among those `held`."""
+def require_held(wanted: Original, held: set[bytes], damaged: set[bytes]) -> None:
+    """Raises `CustodyError` for the first input whose bytes are not among those `held`: `file_corrupt` where they are
+    `damaged`, `input_gone` otherwise."""
     for each in wanted.inputs:
+        if each.sha256 in damaged:
+            raise CustodyError(
+                "file_corrupt",
+                f"The bytes of input {each.input} (sha256 {each.sha256.hex()}) are damaged or gone. Upload the same "
+                "bytes again, then rerun the job.",
+                field=f"inputs.{each.input}",
+            )
         if each.sha256 not in held:
             raise CustodyError(
                 "input_gone",

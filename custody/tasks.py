@@ -14,12 +14,12 @@ from custody.database import Transaction
 from custody.instance import HOLDS_ITS_NAME
 from custody.turns import JOB_IS_OPEN, POOL_RUNS, READY, in_turn
 from custody.volume import blob_path
-from custody.wire import Detection, EngineReference, ModelReference, Parameters, Priority, Timings
+from custody.wire import Detection, EngineReference, FileState, ModelReference, Parameters, Priority, Timings
 
 CLAIMED = """
     t.id, t.job_id, t.attempt, t.attempt - t.spared AS spent, t.sha256, t.media_type, t.orientation, j.parameters,
     extract(epoch FROM t.claimed_at - t.created_at)::float8 * 1000 AS queue_ms, t.tenant_id, j.traceparent,
-    t.error_code IS NOT DISTINCT FROM 'worker_lost' AS alone
+    t.error_code IS NOT DISTINCT FROM 'worker_lost' AS alone, f.fault
 """
 
 ENDED = "t.job_id, t.pool, t.class, t.state"
@@ -38,7 +38,9 @@ CLAIM = f"""
         FROM next LEFT JOIN unqueued ON unqueued.task_id = next.id WHERE t.id = next.id
         RETURNING t.*
     )
-    SELECT {CLAIMED} FROM claimed t JOIN wharf.jobs j ON j.id = t.job_id ORDER BY t.id
+    SELECT {CLAIMED} FROM claimed t JOIN wharf.jobs j ON j.id = t.job_id
+    LEFT JOIN wharf.blob_faults((SELECT array_agg(c.sha256) FROM claimed c)) f ON f.sha256 = t.sha256
+    ORDER BY t.id
 """
 
 # Locked in id order, as a cancel locks them: two that lock several tasks never wait in a circle.
@@ -57,7 +59,8 @@ class Claim:
 
     `attempt` fences; `spent` attempts count against the limit; `path` is relative to the volume; `queue_ms` is the
     time from submission to this claim; `traceparent` (W3C) is that of the request that submitted it. `alone`: a worker
-    died while it held the task, which may be why, so nothing else is to be at stake while it runs."""
+    died while it held the task, which may be why, so nothing else is to be at stake while it runs. `fault`: its bytes
+    are quarantined, `corrupt` or `missing`; there is nothing to read."""
 
     task_id: UUID
     job_id: UUID
@@ -72,6 +75,7 @@ class Claim:
     queue_ms: float
     traceparent: str | None
     alone: bool
+    fault: FileState | None
 
 
 @dataclass(frozen=True)
@@ -351,6 +355,7 @@ def _claim(row: DictRow) -> Claim:
         queue_ms=row["queue_ms"],
         traceparent=row["traceparent"],
         alone=row["alone"],
+        fault=None if row["fault"] is None else FileState(row["fault"]),
     )
 
 

@@ -233,18 +233,21 @@ class Volume:
         raised."""
         return await self.run(lambda: _digest(self._blob(sha256), pace))
 
-    async def set_aside(self, sha256: bytes) -> None:
-        """Moves damaged bytes out of the tree, durably. Call it with the blob's row locked and `quarantined`."""
+    async def set_aside(self, sha256: bytes, damaged: Identity) -> None:
+        """Moves damaged bytes out of the tree, durably, unless another file than that lies there by now. Call it with
+        the blob's row locked and `quarantined`."""
 
-        def move() -> None:
+        def move_damaged() -> None:
             blob = self._blob(sha256)
+            if _identify(blob) != damaged:
+                return
             # Volumes of the release before have no such folder until they are migrated.
             self._quarantine.mkdir(exist_ok=True)
-            blob.rename(self._quarantine / f"{blob.name}.{new_id()}")
+            move(blob, self._quarantine / f"{blob.name}.{new_id()}", damaged.size)
             for folder in (self._quarantine, blob.parent):
                 sync_path(folder)
 
-        await self.run(move)
+        await self.run(move_damaged)
 
     async def quarantined(self) -> list[SetAside]:
         """What `set_aside` has moved, the oldest first."""

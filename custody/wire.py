@@ -492,6 +492,13 @@ class VolumeHealth(Wire):
     takes_uploads: bool = Field(description="false where it is nearly full: uploads get 507 until there is more room")
 
 
+class CustodyHealth(Wire):
+    quarantined: int = Field(
+        description="Contents of all tenants whose bytes are damaged or missing; 1000 stands for that many or more"
+    )
+    sweep_off: str | None = Field(description="Why bytes without a row are not removed: a restore is suspected")
+
+
 class Relay(Wire):
     name: str
     started_at: datetime
@@ -504,6 +511,7 @@ class HealthDetails(Health):
     warnings: list[str] = Field(description="What somebody should look at, and what to do")
     database: DatabaseHealth
     volume: VolumeHealth | None = Field(description="null where it does not answer")
+    custody: CustodyHealth
     relays: list[Relay] = Field(description="None where workers take their tasks from the database themselves")
     pools: list[Pool]
 

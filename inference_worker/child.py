@@ -18,6 +18,9 @@ log = structlog.get_logger()
 LAST_LINES = 20
 """Of a child's standard error, kept to explain why it could not start."""
 
+LOGGED_LINES = 100
+"""Of a child's standard error, for each picture: a spoiled one makes a decoder complain of every row."""
+
 STOP_SECONDS = 5.0
 """A child that is to end by itself is killed after this."""
 
@@ -33,6 +36,7 @@ class Child:
         self._answers = cast(asyncio.StreamReader, process.stdout)
         self._given_up = False
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._lines_to_log = LOGGED_LINES
         self._listening = asyncio.create_task(self._listen(cast(asyncio.StreamReader, process.stderr)))
 
     @classmethod
@@ -65,6 +69,7 @@ class Child:
 
     async def ask(self, work: Work, limit_seconds: float) -> Outcome:
         """Never raises for what happens to the process; it is no longer `alive` then."""
+        self._lines_to_log = LOGGED_LINES
         try:
             async with asyncio.timeout(limit_seconds):
                 line = await self._exchange(write_work(work))
@@ -127,11 +132,13 @@ class Child:
             return b""
 
     async def _listen(self, errors: asyncio.StreamReader) -> None:
-        """Passes on what libraries print, and keeps the last of it."""
+        """Passes on what libraries print, up to a limit, and keeps the last of it."""
         while line := await errors.readline():
             text = line.decode(errors="replace").rstrip()
             self._last_lines.append(text)
-            log.info("slot_printed", pid=self._process.pid, line=text)
+            if self._lines_to_log > 0:
+                self._lines_to_log -= 1
+                log.info("slot_printed", pid=self._process.pid, line=text)
 
     def _start_error(self, what: str) -> StartError:
         lines = "\n".join(self._last_lines) or "(none)"

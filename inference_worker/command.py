@@ -20,7 +20,7 @@ from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.models import ModelFiles, Registration
 from custody.notices import POOLS_CHANGED, Notices
-from custody.process import run
+from custody.process import end_within, run
 from custody.reconcile import Reconciler
 from custody.tasks import Tasks
 from custody.transport import Transport
@@ -41,6 +41,8 @@ SEEN_EVERY_SECONDS = 5.0
 UNSEEN_SECONDS = 0.5
 """Between looks whether a worker that cannot work yet can."""
 SLOTLESS_SECONDS = 60.0
+GIVE_BACK_SECONDS = 5.0
+"""After the drain, for what has not ended by then."""
 
 
 def worker(
@@ -53,8 +55,13 @@ def worker(
 async def serve(settings: WorkerSettings) -> None:
     check_consumer_timeout(settings)
     stop = asyncio.Event()
+
+    def end() -> None:
+        stop.set()
+        end_within(settings.drain_seconds + GIVE_BACK_SECONDS)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, end)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             Database(

@@ -137,15 +137,20 @@ class Consumer:
     def _begin(self) -> None:
         """Gives the free slots to those who wait."""
         while held := self._next():
-            held.in_slot = True
+            held.in_slot = held.claim.fault is None
             held.working = asyncio.create_task(self._work(held), name=f"task-{held.claim.task_id}")
         self._metrics.held.set(len(self._held))
 
     def _next(self) -> Held | None:
-        """Interactive tasks first, in each class the first that came. One that is to run alone waits until the slots
-        are empty, and what comes after it waits for it."""
+        """Those that need no slot, there being nothing to read. Then interactive tasks first, in each class the first
+        that came. One that is to run alone waits until the slots are empty, and what comes after it waits for it."""
+        if self._stopping:
+            return None
+        for held in self._not_begun():
+            if held.claim.fault is not None:
+                return held
         in_slots = [held for held in self._held.values() if held.in_slot]
-        if len(in_slots) >= self._slots or self._is_alone() or self._stopping:
+        if len(in_slots) >= self._slots or self._is_alone():
             return None
         waiting = sorted(self._not_begun(), key=lambda held: held.priority is Priority.BATCH)
         return waiting[0] if waiting and not (waiting[0].claim.alone and in_slots) else None
@@ -164,10 +169,16 @@ class Consumer:
         if claim.traceparent:
             structlog.contextvars.bind_contextvars(trace_id=claim.traceparent.split("-")[1])
         try:
-            if claim.alone:
-                await self._let_go(self._not_begun())
             work = self._work_of(claim)
-            outcome = await self._run_in_slot(work)
+            if claim.fault is None:
+                if claim.alone:
+                    await self._let_go(self._not_begun())
+                outcome = await self._run_in_slot(work)
+            else:
+                outcome = Unprocessable(
+                    "file_corrupt",
+                    f"The bytes on the volume are {claim.fault}. Upload the file again, then submit it again.",
+                )
             # The next picture does not wait until this one's result is written.
             held.in_slot = False
             self._begin()

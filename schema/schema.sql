@@ -244,6 +244,19 @@ END;
 
 ALTER FUNCTION wharf.blob_present(wanted_sha256 bytea) OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.blobs_quarantined(most integer) RETURNS integer
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO ''
+    BEGIN ATOMIC
+ SELECT (count(*))::integer AS count
+    FROM ( SELECT
+            FROM wharf.blobs
+           WHERE (blobs.state = 'quarantined'::text)
+          LIMIT blobs_quarantined.most) found;
+END;
+
+ALTER FUNCTION wharf.blobs_quarantined(most integer) OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.current_tenant() RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN (NULLIF(current_setting('wharf.tenant'::text, true), ''::text))::uuid;
@@ -938,7 +951,7 @@ CREATE INDEX suspects_by_time ON wharf.suspects USING btree (since, sha256);
 
 CREATE INDEX tasks_by_worker ON wharf.tasks USING btree (worker) WHERE (state = 'running'::text);
 
-CREATE INDEX tasks_holding ON wharf.tasks USING btree (sha256) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
+CREATE INDEX tasks_holding_by_tenant ON wharf.tasks USING btree (sha256, tenant_id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 
 CREATE INDEX tasks_leases ON wharf.tasks USING btree (lease_until) WHERE (state = 'running'::text);
 
@@ -1132,6 +1145,8 @@ GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_worker;
 GRANT UPDATE(finished_at) ON TABLE wharf.jobs TO wharf_relay;
 GRANT SELECT(finished_at) ON TABLE wharf.jobs TO wharf_cleanup;
 
+GRANT UPDATE(traceparent) ON TABLE wharf.jobs TO wharf_cleanup;
+
 GRANT SELECT,INSERT ON TABLE wharf.tasks TO wharf_api;
 GRANT SELECT ON TABLE wharf.tasks TO wharf_worker;
 GRANT SELECT ON TABLE wharf.tasks TO wharf_relay;
@@ -1226,9 +1241,13 @@ GRANT UPDATE(verified_at) ON TABLE wharf.blobs TO wharf_cleanup;
 
 REVOKE ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) TO wharf_api;
+GRANT ALL ON FUNCTION wharf.blob_faults(wanted bytea[]) TO wharf_worker;
 
 REVOKE ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
+
+REVOKE ALL ON FUNCTION wharf.blobs_quarantined(most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.blobs_quarantined(most integer) TO wharf_api;
 
 GRANT SELECT,INSERT ON TABLE wharf.audit TO wharf_api;
 

@@ -8,12 +8,13 @@ from contextlib import ExitStack, asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from custody.health import HealthServer, Pulse
+from custody.process import END_SECONDS, end_within
 
 
 @asynccontextmanager
 async def serving(host: str, port: int, registry: CollectorRegistry) -> AsyncIterator[asyncio.Event]:
     """Answers probes on `port`, where it is not 0, until the block ends. The event is set by the signal that asks for
-    the end: SIGTERM or SIGINT."""
+    the end: SIGTERM or SIGINT. What has not ended 10 s later is cut off."""
     stop, pulse = asyncio.Event(), Pulse()
     with ExitStack() as stack:
         if port:
@@ -27,8 +28,13 @@ async def serving(host: str, port: int, registry: CollectorRegistry) -> AsyncIte
                 )
             )
         beating = asyncio.create_task(pulse.beat())
+
+        def end() -> None:
+            stop.set()
+            end_within(END_SECONDS)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, end)
         try:
             yield stop
         finally:

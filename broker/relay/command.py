@@ -18,7 +18,7 @@ from custody.health import HealthServer, Pulse
 from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.notices import Notices
-from custody.process import run
+from custody.process import END_SECONDS, end_within, run
 from custody.reconcile import Reconciler
 from custody.tasks import Tasks
 from custody.transport.connection import Amqp, Login
@@ -35,8 +35,13 @@ def relay() -> None:
 
 async def serve(settings: RelaySettings) -> None:
     stop = asyncio.Event()
+
+    def end() -> None:
+        stop.set()
+        end_within(END_SECONDS)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, end)
     name = f"wharf relay {settings.instance}"
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(

@@ -28,7 +28,12 @@ Moment = Annotated[AwareDatetime | None, BeforeValidator(_rfc3339)]
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
 
-@router.get("", response_model=ReceiptPage, responses=problems.answers(*problems.KEYED, "forbidden", "invalid_request"))
+@router.get(
+    "",
+    summary="List receipts",
+    response_model=ReceiptPage,
+    responses=problems.answers(*problems.KEYED, "forbidden", "invalid_request"),
+)
 async def list_receipts(
     request: Request,
     service: ServiceDep,

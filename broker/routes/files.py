@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from broker import body, paging, problems
+from broker import body, headers, paging, problems
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.media import MEDIA_TYPES
@@ -69,6 +69,9 @@ PATCH_BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/FilePatch"}}},
     }
 }
+LOCATION_OF_ONE = {"Location": {"description": "Where one file came: its address", "schema": {"type": "string"}}}
+BYTES = headers.sent("ETag", "Accept-Ranges", "Content-Disposition", "X-Content-Type-Options")
+PART = {"headers": {**BYTES["headers"], **headers.sent("Content-Range")["headers"]}}
 LET_GO = problems.answers(*problems.KEYED, "forbidden", "not_found", "invalid_request")
 
 ExpiresIn = Annotated[KeptSeconds | None, Query()]
@@ -76,13 +79,15 @@ ExpiresIn = Annotated[KeptSeconds | None, Query()]
 
 @router.post(
     "",
+    summary="Upload files",
     response_model=FileList,
     status_code=201,
     responses={
-        200: {"model": FileList, "description": "You held every byte already"},
+        200: {"model": FileList, "description": "You held every byte already", "headers": LOCATION_OF_ONE},
+        201: {"description": "Some bytes are new", "headers": LOCATION_OF_ONE},
         **problems.answers(*problems.KEYED, "forbidden", *problems.UPLOAD, *problems.IDEMPOTENT, "gone"),
     },
-    openapi_extra=UPLOAD_BODY,
+    openapi_extra={**UPLOAD_BODY, **headers.read("Content-Disposition")},
 )
 async def upload(
     request: Request,
@@ -104,18 +109,24 @@ async def upload(
                 await service.audit.record(
                     transaction, principal, request_id, Action.FILE_UPLOADED, outcome=Outcome.REPLAYED, files=files
                 )
-                return answer(FileList(items=files), replay.status)
+                return _uploaded(files, replay.status)
             kept = await service.files.keep(transaction, tenant, received.uploads, kept_for=kept_for)
             ids = [file.id for file in kept.files]
             status = 200 if kept.held_before else 201
             await idempotency.record(transaction, tenant, idempotency_key, status=status, resource=ids)
             await service.audit.record(transaction, principal, request_id, Action.FILE_UPLOADED, files=kept.files)
     service.metrics.count(kept)
-    headers = {"Location": f"/v1/files/{ids[0]}"} if len(ids) == 1 else {}
-    return answer(FileList(items=list(kept.files)), status, headers)
+    return _uploaded(list(kept.files), status)
 
 
-@router.get("", response_model=FilePage, responses=problems.answers(*problems.KEYED, "invalid_request"))
+def _uploaded(files: list[File], status: int) -> Response:
+    location = {"Location": f"/v1/files/{files[0].id}"} if len(files) == 1 else {}
+    return answer(FileList(items=files), status, location)
+
+
+@router.get(
+    "", summary="List files", response_model=FilePage, responses=problems.answers(*problems.KEYED, "invalid_request")
+)
 async def list_files(
     request: Request,
     service: ServiceDep,
@@ -132,6 +143,7 @@ async def list_files(
 
 @router.head(
     "/sha256:{sha256}",
+    summary="Ask whether you hold these bytes",
     response_class=Response,
     responses={**problems.answers(*problems.KEYED, "invalid_request"), 404: {"description": "It does not"}},
 )
@@ -147,11 +159,13 @@ async def held(request: Request, service: ServiceDep, principal: Reader, sha256:
 
 @router.post(
     "/sha256:{sha256}",
+    summary="Add a file of bytes you hold",
     response_model=File,
     status_code=201,
-    responses=problems.answers(
-        *problems.KEYED, "forbidden", "not_found", "invalid_request", *problems.IDEMPOTENT, "gone"
-    ),
+    responses={
+        201: headers.sent("Location"),
+        **problems.answers(*problems.KEYED, "forbidden", "not_found", "invalid_request", *problems.IDEMPOTENT, "gone"),
+    },
 )
 async def add_known(
     request: Request,
@@ -172,7 +186,7 @@ async def add_known(
             await service.audit.record(
                 transaction, principal, request_id, Action.FILE_ADDED, outcome=Outcome.REPLAYED, files=[file]
             )
-            return answer(file, replay.status)
+            return answer(file, replay.status, {"Location": f"/v1/files/{file.id}"})
         known = await service.files.keep_known(
             transaction, tenant, _digest(sha256), body.clean_filename(filename), kept_for=expires_in
         )
@@ -183,8 +197,14 @@ async def add_known(
     return answer(known, 201, {"Location": f"/v1/files/{known.id}"})
 
 
-@router.get("/{file_id}", response_model=File, responses=problems.answers(*problems.KEYED, "not_found"))
+@router.get(
+    "/{file_id}",
+    summary="Describe a file",
+    response_model=File,
+    responses=problems.answers(*problems.KEYED, "not_found"),
+)
 async def get(request: Request, service: ServiceDep, principal: Reader, file_id: str) -> Response:
+    """Its size, dimensions, name and state, and until when it is kept."""
     async with service.database.transaction(principal.tenant_id) as transaction:
         file = await _file(service, transaction, file_id)
         await service.audit.record(transaction, principal, request.scope["request_id"], Action.FILE_SEEN, files=[file])
@@ -193,13 +213,15 @@ async def get(request: Request, service: ServiceDep, principal: Reader, file_id:
 
 @router.get(
     "/{file_id}/content",
+    summary="Download a file's bytes",
     response_class=StreamingResponse,
     responses={
-        200: {"description": "All of them", "content": PICTURES},
-        206: {"description": "Those of the range", "content": PICTURES},
-        304: {"description": "You have them"},
+        200: {"description": "All of them", "content": PICTURES, **BYTES},
+        206: {"description": "Those of the range", "content": PICTURES, **PART},
+        304: {"description": "You have them", **BYTES},
         **problems.answers(*problems.KEYED, "not_found", "file_corrupt", "range_not_satisfiable", "volume_unavailable"),
     },
+    openapi_extra=headers.read("Range", "If-Range", "If-None-Match"),
 )
 async def content(request: Request, service: ServiceDep, principal: Reader, file_id: str) -> Response:
     """The bytes. `Range` (one range) and `If-None-Match` work; the ETag is the SHA-256."""
@@ -208,7 +230,7 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
     if file.state is not FileState.PRESENT:
         raise damaged(file)
     etag = f'"{file.sha256}"'
-    headers = {
+    described = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Content-Disposition": "attachment",
@@ -216,26 +238,27 @@ async def content(request: Request, service: ServiceDep, principal: Reader, file
     }
     matched = request.headers.get("if-none-match", "")
     if etag in matched or matched.strip() == "*":
-        return Response(status_code=304, headers=headers)
+        return Response(status_code=304, headers=described)
     ranged = request.headers.get("range") if request.headers.get("if-range", etag) == etag else None
     span = _span(ranged, file.size)
-    headers["Content-Length"] = str(len(span))
+    described["Content-Length"] = str(len(span))
     if len(span) < file.size:
-        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{file.size}"
+        described["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{file.size}"
     descriptor = await service.volume.open(bytes.fromhex(file.sha256), file.size)
     if descriptor is None:
         raise damaged(file)
     try:
-        await _record_read(request, service, principal, file, headers.get("Content-Range"))
+        await _record_read(request, service, principal, file, described.get("Content-Range"))
     except BaseException:
         os.close(descriptor)
         raise
-    status = 206 if "Content-Range" in headers else 200
-    return StreamingResponse(_chunks(service, descriptor, span), status, headers, media_type=file.media_type)
+    status = 206 if "Content-Range" in described else 200
+    return StreamingResponse(_chunks(service, descriptor, span), status, described, media_type=file.media_type)
 
 
 @router.patch(
     "/{file_id}",
+    summary="Pin a file, or change its expiry",
     response_model=File,
     responses=problems.answers(*problems.KEYED, "forbidden", "not_found", *problems.JSON_BODY),
     openapi_extra=PATCH_BODY,
@@ -260,7 +283,9 @@ async def change(request: Request, service: ServiceDep, principal: Writer, file_
     return answer(file)
 
 
-@router.delete("/sha256:{sha256}", response_model=PurgeReceipt, responses=LET_GO)
+@router.delete(
+    "/sha256:{sha256}", summary="Purge bytes and all made of them", response_model=PurgeReceipt, responses=LET_GO
+)
 async def purge_content(
     request: Request, service: ServiceDep, principal: Writer, sha256: str, purge: Annotated[bool, Query()]
 ) -> Response:
@@ -277,6 +302,7 @@ async def purge_content(
 
 @router.delete(
     "/{file_id}",
+    summary="Delete or purge a file",
     status_code=204,
     responses={200: {"model": PurgeReceipt, "description": "Purged, now or by the same request before"}, **LET_GO},
 )

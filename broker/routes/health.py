@@ -16,7 +16,9 @@ OPEN: dict[str, list[str]] = {"security": []}
 """Answers without a key."""
 
 
-@router.get("/livez", responses=problems.answers(*problems.ANY), openapi_extra=OPEN)
+@router.get(
+    "/livez", summary="Probe whether the process lives", responses=problems.answers(*problems.ANY), openapi_extra=OPEN
+)
 async def livez() -> Response:
     """The process answers."""
     return JSONResponse({"status": "ok"})
@@ -24,6 +26,7 @@ async def livez() -> Response:
 
 @router.get(
     "/readyz",
+    summary="Probe whether it can take work",
     responses={**problems.answers(*problems.ANY), 503: {"content": {"application/json": {"schema": {}}}}},
     openapi_extra=OPEN,
 )
@@ -36,6 +39,7 @@ async def readyz(service: ServiceDep) -> Response:
 
 @router.get(
     "/health",
+    summary="Tell whether the service works",
     response_model=Health,
     responses={**problems.answers(*problems.ANY), 503: {"model": Health}},
     openapi_extra=OPEN,
@@ -49,6 +53,7 @@ async def health(service: ServiceDep) -> Response:
 
 @router.get(
     "/health/detailed",
+    summary="Tell how all parts are",
     response_model=HealthDetails,
     responses={
         **(refused := problems.answers(*problems.KEYED)),
@@ -62,10 +67,12 @@ async def health_detailed(service: ServiceDep, principal: Reader) -> Response:
 
 @router.get(
     "/metrics",
+    summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
     responses=problems.answers(*problems.KEYED),
 )
 async def metrics(service: ServiceDep, principal: Reader) -> Response:
+    """Counters, gauges and histograms of this process, in Prometheus' text format."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

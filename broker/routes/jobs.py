@@ -7,7 +7,7 @@ import structlog
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
-from broker import body, paging, problems
+from broker import body, headers, paging, problems
 from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
@@ -74,9 +74,10 @@ SUBMISSION_BODY = {
 
 @router.post(
     "/predict",
+    summary="Upload pictures and run a model",
     response_model=Job,
     responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.UPLOAD)},
-    openapi_extra=PREDICT_BODY,
+    openapi_extra={**PREDICT_BODY, **headers.read("Prefer")},
 )
 async def predict(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
@@ -131,9 +132,10 @@ async def predict(
 
 @router.post(
     "/jobs",
+    summary="Run a model on files",
     response_model=Job,
     responses={**ACCEPTED, **problems.answers(*problems.SUBMITTED, *problems.JSON_BODY, "not_found", "file_corrupt")},
-    openapi_extra=SUBMISSION_BODY,
+    openapi_extra={**SUBMISSION_BODY, **headers.read("Prefer")},
 )
 async def submit(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
@@ -180,7 +182,9 @@ async def submit(
     return await answer_job(request, service, tenant, job_id)
 
 
-@router.get("/jobs", response_model=JobPage, responses=problems.answers(*problems.KEYED, "invalid_request"))
+@router.get(
+    "/jobs", summary="List jobs", response_model=JobPage, responses=problems.answers(*problems.KEYED, "invalid_request")
+)
 async def list_jobs(
     request: Request,
     service: ServiceDep,
@@ -211,7 +215,13 @@ async def list_jobs(
     return answer(JobPage(items=jobs, next_cursor=paging.encode(jobs[-1].id) if len(jobs) == limit else None))
 
 
-@router.get("/jobs/{job_id}", response_model=Job, responses=problems.answers(*problems.KEYED, "not_found"))
+@router.get(
+    "/jobs/{job_id}",
+    summary="Describe a job, or wait for it",
+    response_model=Job,
+    responses={200: headers.sent("Preference-Applied"), **problems.answers(*problems.KEYED, "not_found")},
+    openapi_extra=headers.read("Prefer"),
+)
 async def get(request: Request, service: ServiceDep, principal: Reader, job_id: str) -> Response:
     """With `Prefer: wait=SECONDS` it answers when the job has ended, or as it stands when the time is over."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
@@ -234,9 +244,10 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
 
 @router.get(
     "/jobs/{job_id}/results",
+    summary="Page through a job's results",
     response_model=ResultPage,
     responses={
-        200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}},
+        200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}, **headers.sent("Link")},
         **problems.answers(*problems.KEYED, "not_found", "invalid_request"),
     },
 )
@@ -274,8 +285,10 @@ async def results(
 
 @router.post(
     "/jobs/{job_id}/cancel",
+    summary="Cancel a job",
     response_model=Job,
-    responses=problems.answers(*problems.KEYED, "forbidden", "not_found"),
+    responses={200: headers.sent("Preference-Applied"), **problems.answers(*problems.KEYED, "forbidden", "not_found")},
+    openapi_extra=headers.read("Prefer"),
 )
 async def cancel(request: Request, service: ServiceDep, principal: Writer, job_id: str) -> Response:
     """Ends the job unless it has ended; what ran in time keeps its result. Says the same however often it is sent."""

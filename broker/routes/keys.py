@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body, problems
+from broker import body, headers, problems
 from broker.access import Admin
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
@@ -23,9 +23,13 @@ KEY_BODY = {
 
 @router.post(
     "",
+    summary="Create an API key",
     response_model=NewKey,
     status_code=201,
-    responses=problems.answers(*problems.KEYED, "forbidden", *problems.JSON_BODY, *problems.IDEMPOTENT),
+    responses={
+        201: headers.sent("Cache-Control"),
+        **problems.answers(*problems.KEYED, "forbidden", *problems.JSON_BODY, *problems.IDEMPOTENT),
+    },
     openapi_extra=KEY_BODY,
 )
 async def create(
@@ -42,7 +46,7 @@ async def create(
             await service.audit.record(
                 transaction, principal, request_id, Action.KEY_CREATED, outcome=Outcome.REPLAYED, keys=[known.id]
             )
-            return answer(NewKey(**known.model_dump(), secret=None), replay.status)
+            return _made(NewKey(**known.model_dump(), secret=None))
         key = await tenants.create_key(transaction, principal, wish.name, wish.role, wish.tenant)
         await idempotency.record(transaction, tenant, idempotency_key, status=201, resource=[key.id])
         # In the tenant that the key opens as well: it is the operator who made it.
@@ -57,11 +61,18 @@ async def create(
                     names=[key.tenant],
                     details={"role": key.role.value},
                 )
+    return _made(key)
+
+
+def _made(key: NewKey) -> Response:
     return answer(key, 201, {"Cache-Control": "no-store"})
 
 
-@router.get("", response_model=KeyList, responses=problems.answers(*problems.KEYED, "forbidden"))
+@router.get(
+    "", summary="List API keys", response_model=KeyList, responses=problems.answers(*problems.KEYED, "forbidden")
+)
 async def list_keys(request: Request, service: ServiceDep, principal: Admin) -> Response:
+    """Your tenant's, without their secrets, and those that are revoked too."""
     async with service.database.transaction(principal.tenant_id) as transaction:
         keys = await tenants.list_keys(transaction, principal)
         await service.audit.record(
@@ -70,7 +81,12 @@ async def list_keys(request: Request, service: ServiceDep, principal: Admin) -> 
     return answer(KeyList(items=keys))
 
 
-@router.delete("/{key_id}", status_code=204, responses=problems.answers(*problems.KEYED, "forbidden", "not_found"))
+@router.delete(
+    "/{key_id}",
+    summary="Revoke an API key",
+    status_code=204,
+    responses=problems.answers(*problems.KEYED, "forbidden", "not_found"),
+)
 async def revoke(request: Request, service: ServiceDep, principal: Admin, key_id: str) -> Response:
     """From now on nobody gets an answer with it."""
     async with service.database.transaction(principal.tenant_id) as transaction:

@@ -16,16 +16,23 @@ from custody.wire import Model, ModelList
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", response_model=ModelList, responses=problems.answers(*problems.KEYED))
+@router.get("", summary="List models", response_model=ModelList, responses=problems.answers(*problems.KEYED))
 async def list_models(request: Request, service: ServiceDep, principal: Reader) -> Response:
+    """With their versions, and how many living workers serve each."""
     async with service.database.transaction(principal.tenant_id) as transaction:
         listed = await models.list_models(transaction)
         await service.audit.record(transaction, principal, request.scope["request_id"], Action.MODEL_LISTED)
     return answer(ModelList(items=listed))
 
 
-@router.get("/{name}", response_model=Model, responses=problems.answers(*problems.KEYED, "not_found"))
+@router.get(
+    "/{name}",
+    summary="Describe a model",
+    response_model=Model,
+    responses=problems.answers(*problems.KEYED, "not_found"),
+)
 async def get(request: Request, service: ServiceDep, principal: Reader, name: str) -> Response:
+    """Its versions, and how many living workers serve each."""
     async with service.database.transaction(principal.tenant_id) as transaction:
         found = await models.list_models(transaction, _storable(name))
         if not found:
@@ -36,6 +43,7 @@ async def get(request: Request, service: ServiceDep, principal: Reader, name: st
 
 @router.post(
     "/{name}/retire",
+    summary="Retire a model or one version",
     response_model=Model,
     responses=problems.answers(*problems.KEYED, "forbidden", "not_found", "invalid_request"),
 )

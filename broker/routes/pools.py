@@ -22,27 +22,28 @@ RECEIPTS = {
 OPERATED = problems.answers(*problems.KEYED, "forbidden", "not_found")
 
 
-@router.get("", response_model=PoolList, responses=problems.answers(*problems.KEYED))
+@router.get("", summary="List pools", response_model=PoolList, responses=problems.answers(*problems.KEYED))
 async def list_pools(request: Request, service: ServiceDep, principal: Reader) -> Response:
+    """Each model's state, the inputs that wait and run, and the workers. The counts are of all tenants."""
     async with service.database.transaction(principal.tenant_id) as transaction:
         listed = await pools.list_pools(transaction, service.backlog.waiting)
         await service.audit.record(transaction, principal, request.scope["request_id"], Action.POOL_LISTED)
     return answer(PoolList(items=listed))
 
 
-@router.post("/{name}/pause", response_model=Pool, responses=OPERATED)
+@router.post("/{name}/pause", summary="Pause a pool", response_model=Pool, responses=OPERATED)
 async def pause(request: Request, service: ServiceDep, principal: Admin, name: str) -> Response:
     """Jobs are accepted, and nothing of them begins. What has begun ends."""
     return await _set_state(request, service, principal, name, PoolState.PAUSED)
 
 
-@router.post("/{name}/drain", response_model=Pool, responses=OPERATED)
+@router.post("/{name}/drain", summary="Drain a pool", response_model=Pool, responses=OPERATED)
 async def drain(request: Request, service: ServiceDep, principal: Admin, name: str) -> Response:
     """No job is accepted (503, `pool_draining`); what waits is worked off."""
     return await _set_state(request, service, principal, name, PoolState.DRAINING)
 
 
-@router.post("/{name}/resume", response_model=Pool, responses=OPERATED)
+@router.post("/{name}/resume", summary="Resume a pool", response_model=Pool, responses=OPERATED)
 async def resume(request: Request, service: ServiceDep, principal: Admin, name: str) -> Response:
     """Back to accepting and working."""
     return await _set_state(request, service, principal, name, PoolState.ACTIVE)

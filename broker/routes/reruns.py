@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from broker import body, paging, problems
+from broker import body, headers, paging, problems
 from broker.access import Admin, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.backlog import Admission
@@ -37,11 +37,15 @@ RETRY_BODY = {
 
 @router.post(
     "/{job_id}/rerun",
+    summary="Run a job again",
     response_model=Job,
     responses={
         **ACCEPTED,
-        **problems.answers(*problems.SUBMITTED, "not_found", "input_gone", "job_not_ended", "nothing_to_rerun"),
+        **problems.answers(
+            *problems.SUBMITTED, "not_found", "file_corrupt", "input_gone", "job_not_ended", "nothing_to_rerun"
+        ),
     },
+    openapi_extra=headers.read("Prefer"),
 )
 async def rerun(
     request: Request,
@@ -79,6 +83,7 @@ async def rerun(
 
 @router.post(
     "/retry",
+    summary="Rerun what failed of many jobs",
     response_model=RetryBatch,
     responses=problems.answers(*problems.SUBMITTED, *problems.JSON_BODY),
     openapi_extra=RETRY_BODY,
@@ -170,8 +175,9 @@ async def _submit(
     original: Original,
 ) -> UUID:
     await admit(service, admission, transaction, tenant, original.model, len(original.inputs))
-    held = await service.files.hold_known(transaction, [each.sha256 for each in original.inputs])
-    reruns.require_held(original, held)
+    wanted = [each.sha256 for each in original.inputs]
+    held = await service.files.hold_known(transaction, wanted)
+    reruns.require_held(original, held, await service.files.damaged(transaction, set(wanted) - held))
     new_job = await service.jobs.repeat(
         transaction, original.job_id, [each.input for each in original.inputs], traceparent=request.scope["traceparent"]
     )

@@ -20,7 +20,9 @@ PATCH_BODY = {
 }
 
 
-@router.get("", response_model=Tenant, responses=problems.answers(*problems.KEYED, "forbidden"))
+@router.get(
+    "", summary="Describe your tenant", response_model=Tenant, responses=problems.answers(*problems.KEYED, "forbidden")
+)
 async def get(request: Request, service: ServiceDep, principal: Admin) -> Response:
     """How long the tenant's files and jobs are kept."""
     async with service.database.transaction(principal.tenant_id) as transaction:
@@ -31,6 +33,7 @@ async def get(request: Request, service: ServiceDep, principal: Admin) -> Respon
 
 @router.patch(
     "",
+    summary="Change how long things are kept",
     response_model=Tenant,
     responses=problems.answers(*problems.KEYED, "forbidden", *problems.JSON_BODY),
     openapi_extra=PATCH_BODY,

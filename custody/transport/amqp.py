@@ -26,6 +26,9 @@ log = structlog.get_logger()
 LOOK_AGAIN_SECONDS = 1.0
 """Pause before a queue that is not there is looked for again, and a task that another worker held."""
 
+STOP_SECONDS = 5.0
+"""What the server has not said by then of the end of a consumer is not waited for."""
+
 
 @dataclass(eq=False)
 class Message:
@@ -83,8 +86,7 @@ class AmqpTransport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._keeping:
-            for feed in self._feeds.values():
-                await feed.stop()
+            await self._stop_feeds()
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
 
@@ -124,8 +126,7 @@ class AmqpTransport:
         delivery.message.intake.settle(delivery.message.tag)
 
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        for feed in self._feeds.values():
-            await feed.stop()
+        await self._stop_feeds()
         async with self._database.statements() as statements:
             await self._tasks.give_back(statements, [delivery.claim for delivery in deliveries])
             await releases.put_back(statements, [delivery.claim.task_id for delivery in deliveries])
@@ -133,6 +134,9 @@ class AmqpTransport:
             assert isinstance(delivery, QueuedDelivery)
             self._forget(delivery)
             delivery.message.intake.requeue(delivery.message.tag)
+
+    async def _stop_feeds(self) -> None:
+        await asyncio.gather(*(feed.stop() for feed in self._feeds.values()))
 
     async def _claim(self, messages: Sequence[Message]) -> tuple[list[Claim], list[Ended]]:
         offers = [message.offer for message in messages]
@@ -248,9 +252,12 @@ class Feed:
         """Takes nothing more in, and lets others have what nobody here took, until somebody takes again."""
         self._wanted.clear()
         if self._intake:
-            with suppress(QueueError):
-                await self._intake.cancel()
-            self._intake.flush()
+            # The connection may end while this waits, and the intake with it.
+            intake = self._intake
+            with suppress(QueueError, TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await intake.cancel()
+            intake.flush()
         self._requeue_arrived()
         self._ended.set()
 

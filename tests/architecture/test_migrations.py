@@ -22,6 +22,9 @@ AGAIN = (
     r"CREATE (UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS \w+ ON",
     r"DROP INDEX CONCURRENTLY IF EXISTS wharf\.\w+$",
     r"ALTER TABLE wharf\.\w+ VALIDATE CONSTRAINT \w+$",
+    r"CREATE OR REPLACE FUNCTION\b",
+    r"REVOKE ALL ON FUNCTION wharf\.\w+ FROM PUBLIC$",
+    r"GRANT (EXECUTE|UPDATE \(\w+\)) ON\b",
 )
 """The statements that need no transaction and may be done twice."""
 

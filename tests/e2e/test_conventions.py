@@ -174,7 +174,9 @@ def test_probes_need_no_key_and_metrics_do(up: Service, http: httpx.Client, page
 def test_the_openapi_document_is_the_one_in_the_repository_and_is_whole(up: Service, http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     assert document == json.loads((ROOT / "schema" / "openapi.json").read_text())
-    assert set(references(document)) <= {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(references(document)) <= {
+        f"#/components/{kind}/{name}" for kind, described in document["components"].items() for name in described
+    }
     shown = httpx.get(f"{up.url}/docs", trust_env=False)
     assets = re.findall(r'(?:src|href)="([^"]+)"', shown.text)
     assert len(assets) >= 3

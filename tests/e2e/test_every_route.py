@@ -23,6 +23,7 @@ from tests.e2e.routes import ROWS, SHA256, Row
 from tests.e2e.service import Service, Strict
 
 schema = schemathesis.openapi.from_path(ROOT / "schema" / "openapi.json")
+HEADER = schema.raw_schema["components"]["headers"]
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +36,30 @@ def http(up: Service) -> Iterator[httpx.Client]:
 @pytest.fixture
 def held(http: httpx.Client) -> dict[str, str]:
     """A file and a job that has ended, for the places of an address."""
-    answer = http.post("/v1/predict", files={"image": PAGE.read_bytes()}, headers={"Prefer": "wait=30"})
-    [result] = answer.json()["results"]
+    two = [("image", PAGE.read_bytes())] * 2
+    answer = http.post("/v1/predict", files=two, headers={"Prefer": "wait=30"})
+    result, _ = answer.json()["results"]
     return {"job_id": answer.json()["id"], "file_id": result["file_id"], "sha256": result["sha256"]}
 
 
 def base64ed(text: str | bytes) -> str:
     return base64.urlsafe_b64encode(text.encode() if isinstance(text, str) else text).decode().rstrip("=")
 
+
+OF_HTTP = {"content-length", "content-type", "date", "server", "transfer-encoding"}
+"""Headers that need no description."""
+
+ASKED = [
+    {},
+    {"Prefer": "wait=30"},
+    {"Range": "bytes=0-9"},
+    {"Range": "bytes=99999999-"},
+    {"If-None-Match": "*"},
+    {"Authorization": "none"},
+]
+"""Request headers that bring others into the answer."""
+
+JSON_LINES = {"format": "jsonl", "limit": "1"}
 
 LONG_NUMBER = "9" * 5000
 GARBAGE = {
@@ -115,12 +132,30 @@ def routes_of(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
 
 
 def assert_promised(row: Row, answer: httpx.Response) -> None:
-    """No error of ours; a refusal is a problem, and every answer is one that the document has for this route."""
+    """No error of ours; a refusal is a problem, and every answer is one that the document has for this route, with
+    the headers that it must have and no others."""
     assert answer.status_code < 500, answer.text
     if answer.status_code >= 400 and row.method != "HEAD":
         code_of(answer)
     if row.path in schema.raw_schema["paths"]:
         schema[row.path][row.method].validate_response(answer)
+        described = schema.raw_schema["paths"][row.path][row.method.lower()]["responses"][str(answer.status_code)]
+        shared = {name for name, header in described["headers"].items() if "$ref" in header}
+        missing = {name for name in shared if HEADER[name].get("required") and name not in answer.headers}
+        assert missing == set(), (row, answer.status_code)
+        unknown = set(answer.headers) - {name.lower() for name in described["headers"]} - OF_HTTP
+        assert unknown == set(), (row, answer.status_code)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_every_answer_has_the_headers_that_are_documented_and_no_others(
+    http: httpx.Client, page: bytes, held: dict[str, str], row: Row
+) -> None:
+    address = row.address(**held) if row.method != "DELETE" else row.address()
+    good = {"json": {"inputs": [{"sha256": held["sha256"]}]}} if (row.method, row.path) == ("POST", "/v1/jobs") else {}
+    for headers in [*ASKED, {"Idempotency-Key": f"headers {row}"}, {"Idempotency-Key": f"headers {row}"}]:
+        assert_promised(row, row.send(http, page, address, headers=headers, **good))
+    assert_promised(row, row.send(http, page, address, params=JSON_LINES if "format" in row.query else row.query))
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.places], ids=str)

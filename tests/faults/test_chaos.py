@@ -140,6 +140,30 @@ def test_the_reckoning_sees_a_file_that_came_back(played: Played) -> None:
     file.deletion = Deletion.NONE
 
 
+@pytest.mark.parametrize(("deletion", "kind"), [(Deletion.PURGED, "wrong"), (Deletion.DATED, "left over")])
+def test_the_reckoning_sees_a_file_that_is_to_be_gone(played: Played, deletion: Deletion, kind: str) -> None:
+    file = played.file(Deletion.NONE)
+    file.deletion = deletion
+    [said] = played.broken()
+    assert (said.kind, file.id in said.what) == (kind, True)
+    file.deletion = Deletion.NONE
+
+
+def test_the_reckoning_sees_bytes_and_results_that_outlive_their_purge(played: Played) -> None:
+    assert {file.deletion for file in played.ledger.files.values()} >= {Deletion.PURGED, Deletion.DATED}
+    purged = [file for file in played.ledger.files.values() if file.deletion is Deletion.PURGED]
+    file = next(file for file in purged if not played.blob(file).exists())
+    job = played.jobs()[0]
+    job.purge = Deletion.PURGED
+    played.blob(file).write_bytes(b"still there")
+    said = played.broken()
+    assert any(file.sha256 in each.what and "were purged" in each.what for each in said)
+    assert any(job.id in each.what and "was purged, and is not" in each.what for each in said)
+    played.blob(file).unlink()
+    job.purge = Deletion.NONE
+    assert played.broken() == []
+
+
 def test_the_reckoning_sees_a_promise_that_nobody_knows_of(played: Played) -> None:
     job, file = played.jobs()[0], played.file()
     nobody = "0190a0a0-0000-7000-8000-000000000000"

@@ -123,7 +123,10 @@ def assert_nothing_but_what_is_referred_to(domain: Domain) -> None:
     digests = [bytes(row["sha256"]) for row in referred]
     rows = domain.rows("SELECT sha256, state FROM wharf.blobs ORDER BY sha256")
     assert [(bytes(row["sha256"]), row["state"]) for row in rows] == [(digest, "present") for digest in digests]
-    tree = sorted(str(path.relative_to(root)) for path in (root / "blobs").rglob("*") if path.is_file())
+    # Twice as quick as a glob, of 4,096 folders each time.
+    tree = sorted(
+        os.path.relpath(f"{folder}/{name}", root) for folder, _, names in os.walk(root / "blobs") for name in names
+    )
     assert tree == sorted(map(blob_path, digests))
     assert list((root / "staging").iterdir()) == []
     assert [path for path in (root / "dropped").iterdir() if not path.name.startswith("broker.")] == []

@@ -1,5 +1,8 @@
 """Small disks that run full under the volume, under PostgreSQL, and under all of a `wharf up`: what is refused is told
-so, nothing is half done, what was promised stays, and all goes on by itself once there is room."""
+so, nothing is half done, what was promised stays, and all goes on by itself once there is room.
+
+Where nothing may be mounted, the volume is put on a budget of bytes, and PostgreSQL is made to refuse what it is to
+keep; a PostgreSQL that gives up without room for its log needs a real disk."""
 
 import io
 import random
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import psycopg
@@ -20,22 +23,26 @@ from broker.readiness import GOOD_SECONDS
 from standalone.postgres import Postgres
 from tests.e2e.conftest import new_database
 from tests.e2e.ledger import clients
-from tests.e2e.service import Installation, Service, Up, start_worker, until
+from tests.e2e.service import Installation, Part, Service, Up, start_worker, until
 from tests.e2e.wire import answer, connection, head
 from tests.faults.fleet import POOL, WORKER
+from tests.support.budget import Budget
 from tests.support.disk import Disk
 
 MB = 1_000_000
+KINDS = (pytest.param(Disk, id="tmpfs"), pytest.param(Budget, id="budget"))
 PAGE = starter_model.PAGE.read_bytes()
+AnyDisk = TypeVar("AnyDisk", Disk, Budget)
 
 
 @dataclass(frozen=True)
 class Small:
     """A service whose volume is a disk of its own; `http` asks as a tenant."""
 
-    disk: Disk
+    disk: Disk | Budget
     service: Service
     installation: Installation
+    worker: Part
     key: str
     http: httpx.Client
 
@@ -56,19 +63,22 @@ class Small:
         return self.keep(1).status_code == 201
 
 
-@pytest.fixture(scope="module")
-def small(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+@pytest.fixture(scope="module", params=KINDS)
+def small(
+    request: pytest.FixtureRequest, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Small]:
     folder = tmp_path_factory.mktemp("small")
     with ExitStack() as stack:
-        disk = stack.enter_context(mounted(folder / "volume"))
+        disk = stack.enter_context(made(request.param, folder / "volume"))
         database = stack.enter_context(new_database(postgres))
-        installation = Installation(folder, lambda role: postgres.url(role, database))
+        installation = Installation(folder, lambda role: postgres.url(role, database), disk.environment)
         stack.callback(installation.stop)
         service = installation.migrate()
         installation.broker(WHARF_DEFAULT_MODEL=POOL)
-        start_worker(installation.worker("worker", **WORKER))
+        worker = installation.worker("worker", **WORKER)
+        start_worker(worker)
         key = service.new_key()
-        yield Small(disk, service, installation, key, stack.enter_context(service.client(key)))
+        yield Small(disk, service, installation, worker, key, stack.enter_context(service.client(key)))
 
 
 @pytest.fixture(autouse=True)
@@ -176,10 +186,34 @@ def test_on_a_full_disk_the_cleanup_makes_room_at_once_and_without_grace(small: 
     assert "Traceback" not in cleanup.output()
 
 
+def test_a_database_that_has_no_room_for_a_result_gets_it_once_there_is_some(small: Small) -> None:
+    slow = io.BytesIO()
+    Image.new("L", (32, 32), 250).save(slow, "PNG")  # the milliseconds that `QuickEngine` takes
+    held = small.http.post("/v1/files", content=slow.getvalue()).json()["items"][0]
+    job = small.http.post("/v1/jobs", json={"inputs": [{"sha256": held["sha256"]}] * 4}).json()["id"]
+    said = small.worker.output().count("end_waits_for_database")
+    with without_room(small.service):
+        until(lambda: small.worker.output().count("end_waits_for_database") > said, "a result is refused")
+        refused = small.http.post("/v1/files", content=picture(1))
+        assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable"), refused.text
+        assert "no room left on its disk" in refused.json()["detail"]
+        assert int(refused.headers["Retry-After"]) > 0
+        assert small.service.staged() == []
+        assert small.http.get(f"/v1/jobs/{job}").json()["finished_at"] is None
+    ended = small.http.get(f"/v1/jobs/{job}", headers={"Prefer": "wait=30"}).json()
+    assert (ended["state"], ended["progress"]["done"]) == ("succeeded", 4), ended
+    stored = (
+        "SELECT t.attempt, r.attempt FROM wharf.tasks t JOIN wharf.results r ON r.task_id = t.id WHERE t.job_id = %s"
+    )
+    assert small.service.ask(stored, job) == [(1, 1)] * 4  # nothing was looked at twice
+    assert small.takes_uploads()
+    assert "Traceback" not in small.worker.output()
+
+
 def test_a_full_disk_under_postgres_loses_no_promise(tmp_path: Path) -> None:
     up = Up(tmp_path)
     up.data.mkdir()
-    with mounted(up.data / "postgres") as disk:
+    with made(Disk, up.data / "postgres") as disk:
         try:
             service = up.start()
             with clients(service, PAGE) as ledger:
@@ -196,11 +230,17 @@ def test_a_full_disk_under_postgres_loses_no_promise(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, Disk]]:
-    """A `wharf up` with all that it keeps on a disk of its own."""
-    # On a disk of a usual size, the ballast is far smaller than what the high mark keeps free.
-    up = Up(tmp_path_factory.mktemp("one"), {"WHARF_HIGH_WATER": "0.6", "WHARF_LOW_WATER": "0.5"})
-    with mounted(up.data) as disk:
+def one_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, Disk | Budget]]:
+    """A `wharf up` with all that it keeps on a disk of its own; on a budget where nothing may be mounted."""
+    up = Up(tmp_path_factory.mktemp("one"))
+    up.data.mkdir()
+    with ExitStack() as stack:
+        disk: Disk | Budget = stack.enter_context(Disk(up.data))
+        if not disk.allowed:
+            disk = stack.enter_context(Budget(up.data))
+        # On a disk of a usual size, the ballast is far smaller than what the high mark keeps free.
+        marks = {"WHARF_HIGH_WATER": "0.6", "WHARF_LOW_WATER": "0.5"}
+        up.part.environment = {**up.part.environment, **disk.environment, **marks}
         try:
             up.start()
             yield up, disk
@@ -208,7 +248,9 @@ def one_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, Dis
             up.part.stop()
 
 
-def test_a_wharf_up_whose_only_disk_runs_full_recovers_once_files_are_let_go(one_disk: tuple[Up, Disk]) -> None:
+def test_a_wharf_up_whose_only_disk_runs_full_recovers_once_files_are_let_go(
+    one_disk: tuple[Up, Disk | Budget],
+) -> None:
     up, disk = one_disk
     service = up.service()
     with service.client() as http:
@@ -226,7 +268,7 @@ def test_a_wharf_up_whose_only_disk_runs_full_recovers_once_files_are_let_go(one
     assert service.ask("SELECT id FROM wharf.cleanup_runs WHERE under_pressure AND freed_bytes > 0")
 
 
-def test_a_wharf_up_that_stopped_before_its_disk_ran_full_starts_again(one_disk: tuple[Up, Disk]) -> None:
+def test_a_wharf_up_that_stopped_before_its_disk_ran_full_starts_again(one_disk: tuple[Up, Disk | Budget]) -> None:
     up, disk = one_disk
     until(lambda: (up.data / "ballast").exists(), "it keeps some room")
     up.part.stop()
@@ -238,7 +280,7 @@ def test_a_wharf_up_that_stopped_before_its_disk_ran_full_starts_again(one_disk:
 
 def test_a_start_on_a_full_disk_says_so(tmp_path: Path) -> None:
     up = Up(tmp_path)
-    with mounted(up.data) as disk, disk.full():
+    with made(Disk, up.data) as disk, disk.full():
         up.part.start()
         try:
             assert up.part.ended(20) == 1
@@ -249,9 +291,12 @@ def test_a_start_on_a_full_disk_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_migration_on_a_full_volume_says_so_and_completes_later(postgres: Postgres, tmp_path: Path) -> None:
-    with mounted(tmp_path / "volume") as disk, new_database(postgres) as database:
-        installation = Installation(tmp_path, lambda role: postgres.url(role, database))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_migration_on_a_full_volume_says_so_and_completes_later(
+    kind: type[Disk | Budget], postgres: Postgres, tmp_path: Path
+) -> None:
+    with made(kind, tmp_path / "volume") as disk, new_database(postgres) as database:
+        installation = Installation(tmp_path, lambda role: postgres.url(role, database), disk.environment)
         try:
             with disk.full():
                 (disk.path / "last page").write_bytes(b"full")
@@ -265,10 +310,10 @@ def test_a_migration_on_a_full_volume_says_so_and_completes_later(postgres: Post
 
 
 @contextmanager
-def mounted(path: Path) -> Iterator[Disk]:
+def made(kind: type[AnyDisk], path: Path) -> Iterator[AnyDisk]:
     path.mkdir(parents=True)
-    with Disk(path) as disk:
-        if not disk.mounted:
+    with kind(path) as disk:
+        if not disk.allowed:
             pytest.skip("nothing may be mounted here: it takes root, and not everywhere is it enough")
         yield disk
 
@@ -284,6 +329,24 @@ def picture(megabytes: int) -> bytes:
 def assert_no_room(refused: httpx.Response) -> None:
     assert (refused.status_code, refused.json()["code"]) == (507, "storage_full"), refused.text
     assert int(refused.headers["Retry-After"]) > 0
+
+
+@contextmanager
+def without_room(service: Service) -> Iterator[None]:
+    """While the body runs, PostgreSQL refuses what it is to keep, with the error that a full disk brings."""
+    with psycopg.connect(service.database, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION public.no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            "  RAISE disk_full USING MESSAGE = 'could not extend file: No space left on device'; END $$;"
+            "DO $$ DECLARE place regclass; BEGIN"
+            "  FOR place IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'wharf'::regnamespace LOOP"
+            "    EXECUTE 'CREATE TRIGGER no_room BEFORE INSERT OR UPDATE ON '||place||' EXECUTE FUNCTION no_room()';"
+            "  END LOOP; END $$"
+        )
+        try:
+            yield
+        finally:
+            connection.execute("DROP FUNCTION public.no_room CASCADE")
 
 
 def survives_a_full_log(service: Service) -> bool:

@@ -5,14 +5,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pika
 import pytest
 
+from custody.messages import encode
+from custody.releases import Released
+from custody.transport.topology import DEAD_LETTERS
 from custody.wire import Priority
 from tests.e2e.service import Part, until
 from tests.faults.conftest import NewFleet
 from tests.faults.fleet import FAST, Fleet, counted
 from tests.support.rabbitmq import RabbitMQ, require_rabbitmq
-from tests.support.relay_killed_at import STEPS
+from tests.support.relay_killed_at import LETTER_STEPS, STEPS
 
 SOON_SECONDS = 10
 """Half of what a task that seems overlooked waits."""
@@ -49,6 +53,33 @@ def test_a_relay_is_killed_between_the_row_and_the_message(queued: Queued, step:
         recovery = fleet.recovers(f"relay killed: {step}", over_at, [tenant])
         assert recovery.all_seconds < SOON_SECONDS
         assert [tenant.job(job)["progress"]["done"] for job in jobs] == [20, 20]
+
+
+@pytest.mark.parametrize("step", LETTER_STEPS)
+def test_a_relay_is_killed_between_a_dead_letter_and_its_task(queued: Queued, step: str) -> None:
+    fleet = queued.fleet
+    with fleet.unharmed():
+        fleet.dismiss(queued.relay)
+        tenant = fleet.tenant()
+        job = tenant.submit(1)
+        put_dead_letter(queued, job)
+        doomed = fleet.doomed(fleet.installation.relay("relay", queued.amqp_url, **FAST), "relay_killed_at", step)
+        doomed.start()
+        assert doomed.ended() == -signal.SIGKILL, doomed.output()
+        over_at = time.monotonic()
+        fleet.bring_back(queued.relay)
+        recovery = fleet.recovers(f"relay killed: {step}", over_at, [tenant])
+        assert recovery.all_seconds < SOON_SECONDS
+        assert tenant.job(job)["state"] == "succeeded"
+
+
+def put_dead_letter(queued: Queued, job: str) -> None:
+    """As if the message of the job's task had been delivered too often."""
+    facts = "SELECT id::text, tenant_id::text, pool, sha256, size, media_type, NULL FROM wharf.tasks WHERE job_id = %s"
+    [row] = queued.fleet.service.ask(facts, job)
+    letter = encode(Released(*row))  # type: ignore[arg-type]
+    with pika.BlockingConnection(pika.URLParameters(queued.amqp_url)) as connection:
+        connection.channel().basic_publish("", DEAD_LETTERS, letter)
 
 
 def test_another_relay_takes_over_from_one_that_is_killed(queued: Queued) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from broker.maintenance.cleanup.cleanup import BATCH, Cleanup, Rules, preview
 from custody import cleanup as statements
+from custody import reruns
 from custody.cleanup import Retention, Run, list_runs
 from custody.database import Database
 from custody.errors import CustodyError, StartError
@@ -269,6 +270,20 @@ async def test_a_cancelled_job_stays_until_its_last_task_has_ended(domain, acme,
     await finished_ago(domain, 400, job)
     assert (await clean()).expired_jobs == 0
     await domain.follow_cancel(acme, job)
+    assert (await clean()).expired_jobs == 1
+
+
+async def test_a_job_that_is_being_rerun_keeps_no_cleanup_waiting_and_stays(domain, acme, clean):
+    """It would wait with the job's tasks locked: for a rerun that waits for bytes, which a purge holds that waits for
+    one of the tasks."""
+    job = await ended_job(domain, acme)
+    await finished_ago(domain, 100, job)
+    async with domain.api.transaction(acme) as transaction:
+        assert await reruns.original(transaction, job, only_failed=False)
+        async with asyncio.timeout(20):
+            run = await clean()
+        assert (run.stopped, run.expired_jobs, run.errors) == ("done", 0, 0)
+        assert domain.task_states(job) == ["succeeded", "succeeded"]
     assert (await clean()).expired_jobs == 1
 
 

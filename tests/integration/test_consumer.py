@@ -176,6 +176,30 @@ async def test_bytes_that_were_replaced_while_a_worker_read_them_are_read_again(
     assert domain.blob(result.sha256)["state"] == "present"
 
 
+@pytest.mark.parametrize("fault", ["corrupt", "missing"])
+async def test_a_task_on_quarantined_bytes_ends_at_once_and_needs_no_slot(domain, acme, worker, fault):
+    busy = await domain.submit(acme)
+    kept = await domain.keep(acme, b"hurt")
+    job = await domain.submit_on(acme, [kept.files[0].id])
+    quarantine = "UPDATE wharf.blobs SET state = 'quarantined', fault = %s WHERE sha256 = sha256('hurt')"
+    await domain.change(quarantine, [fault])
+    seen: list[Work] = []
+    free = asyncio.Event()
+
+    async def look(work: Work) -> Outcome:
+        seen.append(work)
+        await free.wait()
+        return DONE
+
+    async with worker.running(look, slots=1):
+        [result] = (await until_ended(domain, acme, job)).results
+        free.set()
+        assert (await until_ended(domain, acme, busy)).state is JobState.SUCCEEDED
+    assert (result.state, result.error.code, result.attempts) == ("unprocessable", "file_corrupt", 1)
+    assert fault in result.error.detail
+    assert len(seen) == 1
+
+
 async def test_a_worker_that_lost_the_task_quarantines_nothing(domain, acme, worker):
     job = await domain.submit(acme)
     [claim] = await domain.claim()

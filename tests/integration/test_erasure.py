@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from custody import erasure
+from custody import erasure, reruns
 from custody.erasure import Purged
 from custody.errors import CustodyError
 from custody.ids import new_id
@@ -263,6 +263,26 @@ async def test_a_copy_that_is_asked_for_while_a_purge_runs_is_not_made(domain, a
     assert await copying is None
 
 
+async def test_a_rerun_that_is_asked_for_while_a_purge_runs_is_refused(domain, acme):
+    file = await kept(domain, acme, b"a picture")
+    job = await inferred(domain, acme, file)
+
+    async def rerun() -> None:
+        async with domain.api.transaction(acme) as transaction:
+            original = await reruns.original(transaction, job, only_failed=False)
+            assert original is not None
+            held = await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
+            reruns.require_held(original, held)
+
+    async with domain.api.transaction(acme) as transaction:
+        assert await erasure.purge_file(transaction, file.id, gone_within=DAY)
+        rerunning = asyncio.create_task(rerun())
+        await waits_for_a_lock(domain)
+    with pytest.raises(CustodyError) as refused:
+        await rerunning
+    assert refused.value.code == "input_gone"
+
+
 async def test_a_result_that_comes_while_a_purge_waits_for_its_task_is_purged_too(domain, acme):
     file = await kept(domain, acme, b"a picture")
     job = await domain.submit_on(acme, [file.id])
@@ -342,6 +362,22 @@ async def test_a_purge_looks_for_inputs_by_index(domain, acme):
         """
     )
     assert "tasks_of_picture" in str(plan)
+
+
+async def test_a_purge_reads_nothing_of_what_others_do_with_the_same_bytes(domain, acme, globex, installation):
+    """So that the time it takes tells nothing of them."""
+    kept = await domain.keep(acme, b"acme's alone")
+    await domain.submit_on(acme, [kept.files[0].id] * 2000)
+    explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT wharf.tasks_of_picture(%s, sha256(%s))"
+    with psycopg.connect(installation.url(), autocommit=True) as connection:
+        connection.execute("ANALYZE wharf.tasks")
+
+        def blocks_read(content: bytes) -> int:
+            [[plan]] = connection.execute(explain, [globex, content]).fetchone()
+            return plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+
+        blocks_read(b"first of all, the catalog")
+        assert abs(blocks_read(b"acme's alone") - blocks_read(b"nobody's")) < 5
 
 
 async def hold(domain: Domain, tenant: UUID, wanted: JobInput) -> list[File]:

@@ -257,6 +257,24 @@ async def test_a_job_that_meets_a_cleanup_in_its_mark_is_refused(domain, acme, n
     assert refused.value.code == "not_found"
 
 
+async def test_a_job_on_bytes_that_came_after_it_had_looked_for_them_is_refused(domain, acme, monkeypatch):
+    """It holds nothing of them: a cleanup could take them away before its commit."""
+    file = (await domain.keep(acme, b"a picture")).files[0]
+    await let_go(domain, acme, file.id)
+    hold = domain.files._hold
+
+    async def late(transaction, wanted) -> set[bytes]:
+        monkeypatch.setattr(domain.files, "_hold", hold)
+        await domain.keep(acme, b"a picture")
+        return await hold(transaction, wanted)
+
+    monkeypatch.setattr(domain.files, "_hold", late)
+    with pytest.raises(CustodyError) as refused:
+        async with domain.api.transaction(acme) as transaction:
+            await domain.files.hold(transaction, [JobInput(sha256=file.sha256)])
+    assert refused.value.code == "not_found"
+
+
 async def test_a_job_and_a_cleanup_at_once_end_with_the_job_refused_or_the_bytes_kept(domain, acme):
     """A hundred times, with a file let go at the same moment."""
     outcomes: Counter[str] = Counter()

@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from broker import readiness
 from broker.app import build_app
 from broker.backlog import Backlog
 from broker.media import Prober
@@ -17,6 +18,7 @@ from broker.settings import BrokerSettings
 from custody import tenants
 from custody.audit import Audit
 from custody.ids import new_id
+from custody.integrity import seen_quarantined
 from custody.wire import Role
 from tests.support.domain import Domain
 
@@ -27,6 +29,7 @@ OK = {"database": "ok", "transport": "ok", "volume": "ok"}
 async def http(domain: Domain, acme, notices):
     settings = BrokerSettings(database_url="postgresql://", volume=domain.installation.volume)
     room = Room(domain.volume, settings.watermarks)
+    metrics = BrokerMetrics()
     service = Service(
         settings=settings,
         database=domain.api,
@@ -38,9 +41,9 @@ async def http(domain: Domain, acme, notices):
         backlog=Backlog(pool_limit=1000, tenant_limit=1000),
         notices=notices,
         probe=Prober(settings.max_pixels),
-        readiness=Readiness(domain.api, domain.volume, room, needs_worker=False),
+        readiness=Readiness(domain.api, domain.volume, room, needs_worker=False, tell=metrics.tell),
         room=room,
-        metrics=BrokerMetrics(),
+        metrics=metrics,
         stopping=asyncio.Event(),
     )
     async with domain.api.transaction(acme) as transaction:
@@ -84,3 +87,44 @@ async def test_what_waits_where_nobody_works_or_may_is_a_warning_and_what_is_ser
     paused = (await http.get("/health/detailed")).json()
     assert paused["warnings"] == ["2 inputs wait for digits, which is paused. To go on: wharf pools resume digits"]
     assert paused["status"] == "degraded"
+
+
+async def test_quarantined_bytes_and_a_sweep_that_is_off_are_told_until_they_are_set_right(http, domain, monkeypatch):
+    monkeypatch.setattr(readiness, "GOOD_SECONDS", 0)
+
+    async def told() -> tuple[dict, list[str], set[str]]:
+        details = (await http.get("/health/detailed")).json()
+        lines = (await http.get("/metrics")).text.splitlines()
+        figures = {line for line in lines if line.startswith(("wharf_blobs_quarantined ", "wharf_last_cleanup_sweep"))}
+        return details["custody"], details["warnings"], figures
+
+    well = (
+        {"quarantined": 0, "sweep_off": None}, [], {"wharf_blobs_quarantined 0.0", "wharf_last_cleanup_sweep_off 0.0"},
+    )  # fmt: skip
+    assert await told() == well
+    await domain.change(
+        """
+        INSERT INTO wharf.blobs (sha256, size, state, fault)
+        SELECT sha256(n::text::bytea), 1, 'quarantined', 'missing' FROM generate_series(1, 2) n
+        """
+    )
+    await domain.change("UPDATE wharf.installation SET sweep_off_since = '2026-01-02 03:04Z', sweep_off_reason = 'Old'")
+    custody, [sweep, quarantined], figures = await told()
+    assert custody == {"quarantined": 2, "sweep_off": "Old"}
+    assert sweep.startswith("Since 2026-01-02 03:04 UTC no bytes without a row are removed. Old ")
+    assert quarantined.startswith("Contents with damaged or missing bytes: 2. ")
+    assert figures == {"wharf_blobs_quarantined 2.0", "wharf_last_cleanup_sweep_off 1.0"}
+    await domain.change("UPDATE wharf.installation SET sweep_off_since = NULL, sweep_off_reason = NULL")
+    await domain.change("DELETE FROM wharf.blobs")
+    assert await told() == well
+
+
+async def test_no_more_quarantined_bytes_are_counted_than_there_is_an_interest_in(domain):
+    await domain.change(
+        """
+        INSERT INTO wharf.blobs (sha256, size, state, fault)
+        SELECT sha256(n::text::bytea), 1, 'quarantined', 'missing' FROM generate_series(1, 20) n
+        """
+    )
+    async with domain.api.transaction() as transaction:
+        assert await seen_quarantined(transaction, most=7) == 7

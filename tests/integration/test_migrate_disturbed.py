@@ -13,9 +13,9 @@ import pytest
 
 from broker.maintenance.migrate import migration as maintenance
 from broker.maintenance.migrate.migration import migrate, wait_until_migrated
+from contracts.dump import schema_of
 from custody.database import NEEDED_MIGRATION, Database
 from custody.errors import StartError
-from standalone.contracts import schema_of
 from standalone.postgres import Postgres
 from tests.conftest import ROOT
 from tests.e2e.service import WHARF, clean_environment

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from custody.errors import CustodyError
+from custody.ids import new_id
 from custody.removal import Removal
 from custody.volume import Volume, blob_path
 from tests.support.nfs import NO_VICES, Host, RealDisk, Vices
@@ -176,6 +177,36 @@ async def test_dropped_bytes_whose_renames_are_sent_twice_are_dropped(hosted, tm
             break
         await asyncio.sleep(0.02)
     assert [path for place in ("dropped", "staging", folder) for path in (tmp_path / place).iterdir()] == []
+
+
+async def test_damaged_bytes_whose_rename_is_sent_twice_are_set_aside(hosted, tmp_path):
+    host, volume = hosted
+    (tmp_path / blob_path(DIGEST)).write_bytes(CONTENT)
+    (tmp_path / "quarantine").mkdir()
+    damaged = await volume.identify(DIGEST)
+    host.vices = Vices(memory=0, retried=1.0)
+    await volume.set_aside(DIGEST, damaged)
+    [copy] = (tmp_path / "quarantine").iterdir()
+    assert (copy.read_bytes(), (tmp_path / blob_path(DIGEST)).exists()) == (CONTENT, False)
+
+
+async def test_a_mark_whose_rename_is_sent_twice_is_left_and_one_that_is_lost_is_not(hosted, tmp_path, monkeypatch):
+    host, volume = hosted
+    first, second, third = new_id(), new_id(), new_id()
+    removal = Removal(volume)
+    await removal.write_mark(first)
+    host.vices = Vices(memory=0, retried=1.0)
+    await removal.write_mark(second)
+    assert (tmp_path / "checkpoint").read_text() == f"{second}\n"
+
+    def lost(source, target) -> None:
+        raise FileNotFoundError(errno.ENOENT, "it is not there", source)
+
+    monkeypatch.setattr(os, "rename", lost)
+    with pytest.raises(CustodyError):
+        await removal.write_mark(third)
+    assert (tmp_path / "checkpoint").read_text() == f"{second}\n"
+    assert list((tmp_path / "staging").iterdir()) == []
 
 
 async def test_a_file_that_nfs_put_aside_is_swept_as_a_leftover_and_stops_nobody(hosted, tmp_path):

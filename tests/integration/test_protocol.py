@@ -3,7 +3,8 @@ lets any other go on, and ends some of them there: whatever the order, what was 
 
 Each run is made by a seed, which a failure prints with the whole schedule: `WHARF_PROTOCOL_SEED=… pytest
 tests/integration/test_protocol.py -k MODE` repeats it, as far as Postgres wakes those who wait for the same lock in the
-same order. `WHARF_PROTOCOL_SECONDS` is how long each mode goes on.
+same order. `WHARF_PROTOCOL_SECONDS` is how long each mode goes on. Before them come walks, which nothing random
+chooses: one process stops before each of its steps in turn, and others do meanwhile all that they can.
 """
 
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -45,7 +47,7 @@ from tests.support.domain import DETECTIONS, MEDIA, MODEL, POOL, TIMINGS
 from tests.support.interleaver import Actor, ActorVolume, Scheduler, stepped_disk
 from tests.support.nfs import Host, RealDisk, Vices
 
-SECONDS = float(os.environ.get("WHARF_PROTOCOL_SECONDS", "20"))
+SECONDS = float(os.environ.get("WHARF_PROTOCOL_SECONDS", "6"))
 SEED = os.environ.get("WHARF_PROTOCOL_SEED")
 WATCHED = "WHARF_PROTOCOL_SECONDS" in os.environ
 
@@ -71,6 +73,33 @@ CASTS = (
     ("work", "silence", "reconcile", "work"),
 )
 DAMAGED_CASTS = (("damage", "upload", "verify", "upload"), ("damage", "work", "upload", "verify"))
+
+
+@dataclass(frozen=True)
+class Walk:
+    """`who` stops before each of its steps in turn. `then` come one after another and go as far as they can; it goes on
+    when they have. `let_go`: nobody holds the bytes when it begins; `damaged`: they are damaged; `lost`: its session is
+    ended where it stops."""
+
+    who: str
+    then: tuple[str, ...]
+    let_go: bool = False
+    damaged: bool = False
+    lost: bool = False
+
+
+WALKS = (
+    Walk("rerun", ("delete", "remove")),
+    Walk("rerun", ("purge",)),
+    Walk("submit", ("delete", "remove")),
+    Walk("upload-known", ("delete", "remove")),
+    Walk("upload-known", ("purge", "remove")),
+    Walk("upload", ("remove",), let_go=True),
+    Walk("remove", ("upload",), let_go=True),
+    Walk("remove", ("upload",), let_go=True, lost=True),
+    Walk("work", ("silence", "reconcile", "hang")),
+    Walk("verify", ("work", "upload"), damaged=True),
+)
 
 PATIENCE = 80
 """How often a reader asks again for bytes that do not appear: longer than a host of the NFS model remembers."""
@@ -133,6 +162,7 @@ class Ledger:
     succeeded: dict[UUID, int] = field(default_factory=dict)
     task_ends: dict[UUID, tuple[str, int]] = field(default_factory=dict)
     job_ends: dict[UUID, str] = field(default_factory=dict)
+    attempts: dict[UUID, int] = field(default_factory=dict)
 
 
 class Told:
@@ -150,6 +180,7 @@ class World:
         installation: Installation,
         databases: dict[str, Database],
         tenants: list[UUID],
+        cast: tuple[str, ...] | None = None,
     ) -> None:
         self.mode = mode
         self.scheduler = scheduler
@@ -163,11 +194,12 @@ class World:
         self.removal_was_disturbed = False
         self.damaged: set[bytes] = set()
         self.ever_damaged: set[bytes] = set()
+        self.not_yet_healed: set[bytes] = set()
         self.cleaners: list[Actor] = []
         self.volumes: list[ActorVolume] = []
         self.tasks = Tasks(lease_seconds=300, max_attempts=3)
         casts = DAMAGED_CASTS if mode.damage else CASTS
-        self.cast = self.random.choice(casts) if self.random.random() < SHORT else None
+        self.cast = cast or (self.random.choice(casts) if self.random.random() < SHORT else None)
         self.contents = CONTENTS[: 1 if self.cast else self.random.choice((1, 1, 1, 2, 2, 3))]
         self._restless = self.random.choice((0.05, 0.2, 0.5, 1.0))
         self._asleep: dict[Actor, int] = {}
@@ -191,6 +223,7 @@ class World:
             ("rerun", "broker", 2, self.rerun),
             ("cancel", "broker", 2, self.cancel),
             ("work", "worker", 8, self.work),
+            ("hang", "worker", 1, self.hang),
             ("reconcile", "worker", 2, self.reconcile),
             ("silence", "worker", 1, self.fall_silent),
             ("age", "cleanup", 1, self.age),
@@ -234,7 +267,7 @@ class World:
             """
         )
         if not now["queued"]:
-            idle.add("work")
+            idle |= {"work", "hang"}
         if not now["running"]:
             idle.add("silence")
         if not ledger.jobs or not now["open"]:
@@ -310,6 +343,7 @@ class World:
         if place.exists():
             self.damaged.add(digest)
             self.ever_damaged.add(digest)
+            self.not_yet_healed.add(digest)
             place.unlink()
             if wrong := self.random.choice((b"", b"other", content[:-1] + b"!")):
                 place.write_bytes(wrong)
@@ -376,8 +410,10 @@ class World:
             original = await reruns.original(transaction, job, only_failed=self.random.random() < 0.3)
             if original is None:
                 return
-            held = await Files(mount).hold_known(transaction, [each.sha256 for each in original.inputs])
-            reruns.require_held(original, held)
+            wanted = [each.sha256 for each in original.inputs]
+            files = Files(mount)
+            held = await files.hold_known(transaction, wanted)
+            reruns.require_held(original, held, await files.damaged(transaction, set(wanted) - held))
             inputs = [each.input for each in original.inputs]
             new_job = await Jobs().repeat(transaction, original.job_id, inputs)
         self.ledger.jobs[new_job] = tenant
@@ -395,7 +431,11 @@ class World:
                 await self.tasks.cancel_open(transaction, job)
                 await jobs.freeze(transaction, job)
 
-    async def work(self, mount: Volume) -> None:
+    async def hang(self, mount: Volume) -> None:
+        """A worker that claims, and is not heard of again."""
+        await self._claim(mount)
+
+    async def _claim(self, mount: Volume) -> list[Claim]:
         async with self.worker.transaction() as transaction:
             claims = await self.tasks.claim_next(
                 transaction,
@@ -404,7 +444,11 @@ class World:
                 worker=mount.instance,
                 limit=self.random.randint(1, 2),
             )
-        for claim in claims:
+        self.ledger.attempts |= {claim.task_id: claim.attempt for claim in claims}
+        return claims
+
+    async def work(self, mount: Volume) -> None:
+        for claim in await self._claim(mount):
             content = await self._read(mount, claim.sha256, lambda claim=claim: self._holds(claim))
             if content is not None and content != DIGESTS[claim.sha256]:
                 async with self.worker.transaction() as transaction:
@@ -427,6 +471,10 @@ class World:
                     )
                 case _:
                     ended = await self.tasks.give_back(transaction, [claim])
+        if ended and claim.attempt < self.ledger.attempts[claim.task_id]:
+            self.violations.append(
+                f"attempt {claim.attempt} of task {claim.task_id} had the last word after a later one"
+            )
         if ending == "succeed" and ended:
             self.ledger.succeeded[claim.task_id] = claim.attempt
         if ended:
@@ -439,7 +487,7 @@ class World:
     async def fall_silent(self, mount: Volume) -> None:
         """The leases of some running tasks run out, whether their workers live or not."""
         for row in self._ask("SELECT id FROM wharf.tasks WHERE state = 'running' ORDER BY id"):
-            if self.random.random() < 0.5:
+            if self.cast or self.random.random() < 0.5:
                 self._pass_time("tasks", row["id"], "lease_until = now() - interval '1 second'")
 
     async def age(self, mount: Volume) -> None:
@@ -575,6 +623,7 @@ class World:
             return
         if content == DIGESTS[digest] and len(content) == size:
             self.damaged.discard(digest)
+            self.not_yet_healed.discard(digest)
         elif digest not in self.damaged:
             self.violations.append(f"{digest.hex()[:8]} holds {content!r}")
 
@@ -595,12 +644,15 @@ class World:
             row = files.get(acknowledged)
             if row is None or row["deleted_at"] or (row["tenant_id"], row["sha256"]) != (tenant, digest):
                 self.violations.append(f"file {acknowledged} was acknowledged, and is lost")
-        for task in self._ask("SELECT id, sha256 FROM wharf.tasks WHERE state IN ('queued', 'running')"):
+        held = {(file["tenant_id"], file["sha256"]) for file in files.values()}
+        for task in self._ask("SELECT id, tenant_id, sha256 FROM wharf.tasks WHERE state IN ('queued', 'running')"):
+            if (task["tenant_id"], task["sha256"]) not in held:
+                self.violations.append(f"the tenant of the open task {task['id']} has no file of its bytes")
             if task["sha256"] not in blobs or not self._is_held(task["sha256"], blobs[task["sha256"]]["state"]):
                 self.violations.append(f"the bytes of the open task {task['id']} are let go")
 
     def _is_held(self, digest: bytes, state: str) -> bool:
-        return state == "present" or (state == "quarantined" and digest in self.ever_damaged)
+        return state == "present" or (state == "quarantined" and digest in self.not_yet_healed)
 
     def _check_ends(self) -> None:
         ledger = self.ledger
@@ -689,6 +741,42 @@ class World:
             if changes:
                 self.check()
 
+    async def walk(self, walk: Walk, stop: int) -> bool:
+        """False where it has ended before it came to its step number `stop`, the first one being 0."""
+        await self._furnish_short()
+        if walk.let_go:
+            await self.delete(Volume(self.root, instance="before"))
+        if walk.damaged:
+            await self.damage(Volume(self.root, instance="before"))
+        held = await self._go_far(walk.who, stop)
+        if held.done:
+            return False
+        if walk.lost and held.backend is not None:
+            self.removal_was_disturbed = True
+            await self.scheduler.end_session(held)
+        for kind in walk.then:
+            await self._go_far(kind)
+        while not self.violations and (ready := await self.scheduler.quiet()):
+            await self._go_on(ready[0])
+        if not self.violations and not all(actor.done for actor in self.scheduler.actors):
+            self.violations.append("they wait for one another")
+        return True
+
+    async def _go_far(self, kind: str, steps: int | None = None) -> Actor:
+        """Until it ends, or waits for a lock, or has done so many steps."""
+        self.start(kind)
+        actor = self.scheduler.actors[-1]
+        while steps != 0 and not self.violations and actor in await self.scheduler.quiet():
+            await self._go_on(actor)
+            steps = None if steps is None else steps - 1
+        await self.scheduler.quiet()
+        return actor
+
+    async def _go_on(self, actor: Actor) -> None:
+        await self.scheduler.go_on(actor)
+        self._raise_unforeseen()
+        self.check()
+
     async def _furnish(self) -> None:
         """Files that are there, and some that were let go of."""
         mount = Volume(self.root, instance="before")
@@ -740,7 +828,12 @@ class World:
     async def _move(self, actor: Actor, living: list[Actor]) -> bool:
         """True where something was disturbed."""
         chance = self.random.random()
-        if self.mode.lost and actor in self.cleaners and actor.backend is not None and actor.label.startswith("rename"):
+        if (
+            self.mode.lost
+            and actor in self.cleaners
+            and actor.backend is not None
+            and actor.label.startswith(("rename", "unlink"))
+        ):
             # The worst moment of all.
             chance /= 10
         if chance < self.mode.crashes:
@@ -797,6 +890,7 @@ class World:
             async with _all_staged(mount, [content]) as uploads, self.api.transaction(self.tenants[0]) as transaction:
                 await Files(mount).keep(transaction, self.tenants[0], uploads)
         self.ever_damaged.clear()
+        self.not_yet_healed.clear()
         self.damaged.clear()
         await self._clean_up(mount)
 
@@ -860,62 +954,91 @@ def databases(installation: Installation) -> dict[str, Database]:
     }
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.timeout(120 + 2 * SECONDS)
-async def test_whatever_the_order_every_promise_is_kept(
-    mode, installation, databases, domain, acme, globex, monkeypatch
-):
+@pytest.fixture
+async def scheduler(
+    installation: Installation, databases: dict[str, Database], monkeypatch
+) -> AsyncIterator[Scheduler]:
     # Of the 4,096 folders, those that hold anything here.
     monkeypatch.setattr(cleanup_module, "FOLDERS", FOLDERS_AT_ONCE)
     monkeypatch.setattr(verification, "range", lambda n: range(min(n, 3)), raising=False)
     monkeypatch.setattr(verification, "PAUSE_SECONDS", 0)
     # The process has ended before: what is left is found by a cleanup.
     monkeypatch.setattr(volume, "UNLINK_AFTER_SECONDS", (86_400, 86_400))
-    outcomes: Counter[str] = Counter()
-    steps = runs = 0
-    ends = time.monotonic() + SECONDS
     with psycopg.connect(installation.url(), autocommit=True, row_factory=dict_row) as observer:
         scheduler = Scheduler(observer)
         for database in databases.values():
             scheduler.connect(database)
             await database.open()
         try:
-            while not runs or (time.monotonic() < ends and SEED is None):
-                seed = int(SEED) if SEED is not None else random.randrange(1 << 32)
-                empty(installation, observer)
-                scheduler.begin(seed)
-                world = World(MODES[mode], scheduler, installation, databases, [acme, globex])
-                await one_run(world, seed)
-                outcomes += world.outcomes
-                steps += scheduler.now
-                runs += 1
+            yield scheduler
         finally:
             for database in databases.values():
                 await database.close()
+
+
+@pytest.mark.parametrize("walk", WALKS, ids=lambda walk: "-".join((walk.who, *walk.then, *["lost"] * walk.lost)))
+@pytest.mark.timeout(300)
+async def test_whoever_stops_before_any_of_its_steps_meets_what_others_have_done(
+    walk, installation, databases, domain, acme, scheduler
+):
+    mode = Mode(lost=1.0 if walk.lost else 0.0, damage=walk.damaged)
+    for stop in count():
+        empty(installation, scheduler.observer)
+        scheduler.begin(stop)
+        world = World(mode, scheduler, installation, databases, [acme], (walk.who, *walk.then))
+        stops: list[bool] = []
+
+        async def act(world: World = world, stop: int = stop, stops: list[bool] = stops) -> None:
+            stops.append(await world.walk(walk, stop))
+
+        await one_run(world, act, f"stopped before step {stop}", rest=walk.lost)
+        if not stops[0]:
+            break
+    assert stop > 3
+    if WATCHED:
+        print(f"{walk}: {stop} schedules")  # noqa: T201
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.timeout(120 + 2 * SECONDS)
+async def test_whatever_the_order_every_promise_is_kept(mode, installation, databases, domain, acme, globex, scheduler):
+    outcomes: Counter[str] = Counter()
+    steps = runs = 0
+    ends = time.monotonic() + SECONDS
+    while not runs or (time.monotonic() < ends and SEED is None):
+        seed = int(SEED) if SEED is not None else random.randrange(1 << 32)
+        empty(installation, scheduler.observer)
+        scheduler.begin(seed)
+        world = World(MODES[mode], scheduler, installation, databases, [acme, globex])
+        await one_run(world, world.run, f"WHARF_PROTOCOL_SEED={seed}")
+        outcomes += world.outcomes
+        steps += scheduler.now
+        runs += 1
     if WATCHED:
         print(f"{mode}: {runs} runs, {steps} steps, {dict(sorted(outcomes.items()))}")  # noqa: T201
 
 
-async def one_run(world: World, seed: int) -> None:
+async def one_run(world: World, act: Callable[[], Coroutine[Any, Any, None]], name: str, *, rest: bool = True) -> None:
+    """`rest`: whether what is left behind is mended at the end."""
     scheduler = world.scheduler
     try:
         with stepped_disk(scheduler):
             try:
-                await world.run()
+                await act()
             finally:
                 await scheduler.end_all()
-            if not world.violations:
+            if rest and not world.violations:
                 await world.come_to_rest()
     except Exception as error:
-        raise AssertionError(_story(scheduler, seed, [f"{type(error).__name__}: {error}"])) from error
+        raise AssertionError(_story(scheduler, name, [f"{type(error).__name__}: {error}"])) from error
     finally:
         for mount in world.volumes:
             mount.close()
-    assert not world.violations, _story(scheduler, seed, world.violations)
+    assert not world.violations, _story(scheduler, name, world.violations)
 
 
-def _story(scheduler: Scheduler, seed: int, violations: list[str]) -> str:
-    return "\n".join([f"WHARF_PROTOCOL_SEED={seed}", *scheduler.schedule, *violations])
+def _story(scheduler: Scheduler, name: str, violations: list[str]) -> str:
+    return "\n".join([name, *scheduler.schedule, *violations])
 
 
 def empty(installation: Installation, observer: psycopg.Connection[Any]) -> None:

@@ -5,6 +5,7 @@ import random
 from datetime import timedelta
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from custody import reruns
@@ -22,8 +23,9 @@ async def rerun(domain, tenant, job, *, only_failed: bool = False) -> UUID:
     """As the broker does it."""
     async with domain.api.transaction(tenant) as transaction:
         original = await reruns.original(transaction, job, only_failed=only_failed)
-        held = await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
-        reruns.require_held(original, held)
+        wanted = [each.sha256 for each in original.inputs]
+        held = await domain.files.hold_known(transaction, wanted)
+        reruns.require_held(original, held, await domain.files.damaged(transaction, set(wanted) - held))
         return await domain.jobs.repeat(transaction, original.job_id, [each.input for each in original.inputs])
 
 
@@ -170,6 +172,19 @@ async def test_bytes_that_are_on_their_way_out_are_not_run_on_though_a_file_name
     await refused(domain, acme, job, "input_gone")
 
 
+async def test_a_rerun_on_quarantined_bytes_says_that_they_are_damaged(domain, acme, globex):
+    """Though not to a tenant that holds them no more."""
+    content = b"shared, and damaged"
+    jobs = {}
+    for tenant in (acme, globex):
+        kept = await domain.keep(tenant, content)
+        jobs[tenant] = await domain.submit_on(tenant, [kept.files[0].id])
+    await domain.change("UPDATE wharf.blobs SET state = 'quarantined', fault = 'missing'")
+    await domain.change("UPDATE wharf.files SET deleted_at = now() WHERE tenant_id = %s", [globex])
+    assert (await refused(domain, acme, jobs[acme], "file_corrupt")).field == "inputs.0"
+    await refused(domain, globex, jobs[globex], "input_gone")
+
+
 async def test_a_rerun_holds_its_bytes_until_its_commit(domain, acme):
     job = await failed_job(domain, acme)
     async with domain.api.transaction(acme) as transaction:
@@ -177,6 +192,18 @@ async def test_a_rerun_holds_its_bytes_until_its_commit(domain, acme):
         assert await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
         assert domain.rows("SELECT sha256 FROM wharf.blobs FOR UPDATE SKIP LOCKED") == []
     assert len(domain.rows("SELECT sha256 FROM wharf.blobs FOR UPDATE SKIP LOCKED")) == 1
+
+
+async def test_a_rerun_waits_for_nobody_who_is_at_work_on_bytes_that_its_tenant_let_go_of(domain, acme, globex):
+    content = b"shared for a while"
+    await domain.keep(acme, content)
+    kept = await domain.keep(globex, content)
+    job = await domain.submit_on(globex, [kept.files[0].id])
+    await domain.change("UPDATE wharf.files SET deleted_at = now() WHERE tenant_id = %s", [globex])
+    with psycopg.connect(domain.installation.url()) as connection:
+        connection.execute("SELECT sha256 FROM wharf.blobs FOR UPDATE")
+        async with asyncio.timeout(10):
+            await refused(domain, globex, job, "input_gone")
 
 
 async def test_another_tenants_job_is_none(domain, acme, globex):
@@ -209,11 +236,12 @@ async def test_a_large_job_is_rerun_in_a_few_statements(domain, acme):
 
         transaction.execute = counted
         original = await reruns.original(transaction, job, only_failed=False)
-        held = await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
-        reruns.require_held(original, held)
+        wanted = [each.sha256 for each in original.inputs]
+        held = await domain.files.hold_known(transaction, wanted)
+        reruns.require_held(original, held, await domain.files.damaged(transaction, set(wanted) - held))
         again = await domain.jobs.repeat(transaction, original.job_id, [each.input for each in original.inputs])
         del transaction.execute
-    assert statements <= 6
+    assert statements <= 7
     [found] = domain.rows(
         "SELECT count(*), count(DISTINCT id) AS ids, min(input), max(input) FROM wharf.tasks WHERE job_id = %s", [again]
     )

@@ -14,10 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+from structlog.testing import capture_logs
 
 from custody.errors import StartError
 from custody.ids import new_id
 from custody.wire import Box, Parameters
+from inference_worker.child import LOGGED_LINES
 from inference_worker.engines import ModelDescription
 from inference_worker.outcomes import Done, Failed, Retry, Work
 from inference_worker.slots import Slots
@@ -147,6 +149,16 @@ async def test_what_libraries_print_does_not_disturb_the_answers(volume: Path) -
     async with running(volume, 1) as one:
         for _ in range(3):
             assert isinstance(await one.run(work(volume, NOISY)), Done)
+
+
+async def test_a_picture_of_which_a_library_says_much_does_not_fill_the_log(volume: Path) -> None:
+    with capture_logs() as log:
+        async with running(volume, 1) as one:
+            before = len(log)
+            for _ in range(3):
+                assert isinstance(await one.run(work(volume, NOISY)), Done)
+    printed = [event for event in log[before:] if event["event"] == "slot_printed"]
+    assert LOGGED_LINES <= len(printed) <= 4 * LOGGED_LINES
 
 
 async def test_slot_killed_while_idle_costs_no_task(volume: Path) -> None:

@@ -386,14 +386,31 @@ async def test_an_upload_that_comes_between_mark_and_move_is_kept(verify, keep, 
     hurt.flip()
     set_aside = Verification._set_aside
 
-    async def late(self, each):
+    async def late(self, *looked_at):
         await hurt.upload(acme)
-        await set_aside(self, each)
+        await set_aside(self, *looked_at)
 
     monkeypatch.setattr(Verification, "_set_aside", late)
     run = await verify()
     assert run.counts.corrupt == 1
     assert (hurt.row["state"], hurt.path.read_bytes(), hurt.copies) == ("present", hurt.content, [])
+
+
+async def test_a_copy_that_an_operator_puts_back_between_look_and_move_stays(verify, keep, monkeypatch):
+    hurt = await keep(b"put back from a backup")
+    hurt.flip()
+    set_aside = Verification._set_aside
+
+    async def late(self, *looked_at):
+        whole = hurt.path.with_name("whole")
+        whole.write_bytes(hurt.content)
+        whole.replace(hurt.path)
+        await set_aside(self, *looked_at)
+
+    monkeypatch.setattr(Verification, "_set_aside", late)
+    assert (await verify()).counts.corrupt == 1
+    assert (hurt.path.read_bytes(), hurt.copies) == (hurt.content, [])
+    assert (await verify()).counts.restored == 1
 
 
 async def test_bytes_that_a_cleanup_takes_meanwhile_are_not_missing(verify, keep, domain, monkeypatch):

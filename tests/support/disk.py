@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,25 +13,30 @@ ROOM_BYTES = 4 << 30
 
 
 class Disk:
-    """A file system in memory at `path`, an empty folder, where mounting is allowed; `mounted` tells. `with` removes it
+    """A file system in memory at `path`, an empty folder, where mounting is allowed; `allowed` tells. `with` removes it
     and all that is on it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.mounted = False
+        self.allowed = False
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a process needs to find it full: nothing."""
+        return {}
 
     def __enter__(self) -> Self:
         done = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES},mode=755", "none", str(self.path)],
             stderr=subprocess.DEVNULL,
         )
-        self.mounted = done.returncode == 0
+        self.allowed = done.returncode == 0
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.mounted:
+        if self.allowed:
             subprocess.run(["umount", "--lazy", str(self.path)], check=True)
 
     @contextmanager

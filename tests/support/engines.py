@@ -53,7 +53,7 @@ class HazardEngine:
     def infer(self, picture: Picture, parameters: Parameters) -> list[Detection]:
         _obey(picture)
         if _is(picture, NOISY):
-            os.write(1, b"native noise on descriptor 1\n")
+            os.write(1, b"native noise on descriptor 1\n" * 1000)
             sys.stdout.write("noise on sys.stdout\n")
             sys.stdout.flush()
         return self._engine.infer(picture, parameters)

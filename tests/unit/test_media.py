@@ -197,3 +197,53 @@ def test_a_file_that_is_all_header_is_refused_before_it_fills_the_memory(tmp_pat
         tracemalloc.stop()
     assert refused.value.code == "damaged_image"
     assert peak < 64 << 20
+
+
+def many_numbers(count: int) -> bytes:
+    """An Exif whose orientation is so many fractions."""
+    entry = struct.pack("<HHHII", 1, EXIF_ORIENTATION, 5, count, 26)
+    return b"II*\0\x08\0\0\0" + entry + bytes(4) + b"\x01\0\0\0\x02\0\0\0" * count
+
+
+def jpeg_with_exif(*segments: bytes) -> bytes:
+    whole = drawn("JPEG")
+    exif = [b"\xff\xe1" + struct.pack(">H", 8 + len(segment)) + b"Exif\0\0" + segment for segment in segments]
+    return whole[:2] + b"".join(exif) + whole[20:]  # without the JFIF segment: Pillow then looks for the density here
+
+
+def avif_with_exif(exif: bytes) -> bytes:
+    room = Image.Exif()
+    room[0x927C] = bytes(len(exif))  # a maker's note
+    content = drawn("AVIF", exif=room)
+    start = content.index(room.tobytes()[6:14])
+    return content[:start] + exif + content[start + len(exif) :]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jpeg_with_exif(*(b"a" * 1000,) * 15_000),
+        jpeg_with_exif(*(many_numbers(300_000)[at : at + 65_000] for at in range(0, 2_400_026, 65_000))),
+        drawn("PNG")[:33] + chunk(b"eXIf", many_numbers(300_000)) + drawn("PNG")[33:],
+        drawn("WEBP", exif=many_numbers(300_000)),
+        avif_with_exif(many_numbers(300_000)),
+    ],
+    ids=["JPEG of many segments", "JPEG", "PNG", "WEBP", "AVIF"],
+)
+def test_an_exif_that_is_a_bomb_is_refused_before_it_is_parsed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "picture").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CustodyError) as refused:
+            probe(tmp_path / "picture", MANY)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused.value.code == "damaged_image"
+    assert peak < READ_WHOLE_BYTES + (16 << 20)
+
+
+def test_an_exif_in_several_segments_is_read(tmp_path: Path) -> None:
+    exif = turned(6).tobytes()[6:] + bytes(100_000)
+    segments = [exif[at : at + 65_000] for at in range(0, len(exif), 65_000)]
+    assert probed(tmp_path, jpeg_with_exif(*segments)) == Media("image/jpeg", 30, 50, 6)

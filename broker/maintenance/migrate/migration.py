@@ -58,8 +58,8 @@ class Migration:
     @property
     def in_transaction(self) -> bool:
         """False for what waits for others without keeping them waiting, which no transaction may hold: each of its
-        statements, of the kinds CREATE INDEX CONCURRENTLY IF NOT EXISTS, DROP INDEX CONCURRENTLY IF EXISTS and ALTER
-        TABLE VALIDATE CONSTRAINT, may be done twice."""
+        statements, CREATE INDEX CONCURRENTLY IF NOT EXISTS, DROP INDEX CONCURRENTLY IF EXISTS or ALTER TABLE VALIDATE
+        CONSTRAINT say, may be done twice."""
         return NOT_IN_A_TRANSACTION.match(self.text) is None
 
     def statements(self) -> list[str]:

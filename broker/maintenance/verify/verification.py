@@ -116,8 +116,8 @@ class Verification:
                 match look:
                     case Look(Finding.RIGHT, identity):
                         await self._guarded(self._restore, each, identity)
-                    case Look(Finding.CORRUPT):
-                        await self._guarded(self._set_aside, each)
+                    case Look(Finding.CORRUPT, identity):
+                        await self._guarded(self._set_aside, each, identity)
         return not self._must_stop()
 
     async def _count_strangers(self) -> bool:
@@ -244,20 +244,20 @@ class Verification:
                 return
             fault: Fault = "missing" if look.identity is None else "corrupt"
             await self._integrity.quarantine(transaction, each.sha256, fault)
-        if fault == "missing":
+        if look.identity is None:
             # A restore may have lost a million.
             log.info("bytes_quarantined", sha256=each.sha256.hex(), fault=fault)
             self._counts.missing += 1
         else:
             log.error("bytes_quarantined", sha256=each.sha256.hex(), fault=fault)
             self._counts.corrupt += 1
-            await self._set_aside(each)
+            await self._set_aside(each, look.identity)
 
-    async def _set_aside(self, each: Custody) -> None:
+    async def _set_aside(self, each: Custody, damaged: Identity) -> None:
         async with self._database.transaction() as transaction:
             # An upload may have healed them since they were marked.
             if await self._integrity.lock(transaction, each.sha256) == "quarantined":
-                await self._volume.set_aside(each.sha256)
+                await self._volume.set_aside(each.sha256, damaged)
 
     async def _restore(self, each: Custody, identity: Identity | None) -> None:
         async with self._database.transaction() as transaction:

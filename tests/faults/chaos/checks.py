@@ -29,6 +29,7 @@ def broken_promises(ledger: Ledger, service: Service) -> list[Violation]:
         _doubles(ledger, service),
         _results(service),
         (Violation("left over", what) for what in left_over(service)),
+        _purged_bytes(ledger, service),
         _bytes(service),
     )
     return list(found)
@@ -85,8 +86,10 @@ def _file(http: httpx.Client, file: KeptFile) -> Iterator[Violation]:
             yield Violation("lost", f"file {file.id} ({file.sha256}): {answer.status_code} {answer.text[:200]}")
         case Deletion.NONE if hashlib.sha256(answer.content).hexdigest() != file.sha256:
             yield Violation("lost", f"file {file.id} has other bytes than {file.sha256}")
-        case Deletion.DONE if answer.status_code != 404:
+        case Deletion.DONE | Deletion.PURGED if answer.status_code != 404:
             yield Violation("wrong", f"file {file.id} was deleted and is there: {answer.status_code}")
+        case Deletion.DATED if answer.status_code != 404:
+            yield Violation("left over", f"file {file.id}, whose time is over: {answer.status_code}")
 
 
 def _job(http: httpx.Client, job: PromisedJob) -> Iterator[Violation]:
@@ -103,7 +106,12 @@ def _job(http: httpx.Client, job: PromisedJob) -> Iterator[Violation]:
     if job.ended not in (None, found["state"]):
         yield Violation("wrong", f"job {job.id} was {job.ended}, and then {found['state']}")
     for result in found["results"]:
-        expected = [job.fingerprints[result["input"]]] if result["state"] == "succeeded" else None
+        if job.purge is Deletion.PURGED and not result["purged_at"]:
+            yield Violation("wrong", f"job {job.id}: its input {result['input']} was purged, and is not: {result}")
+        if job.purge is Deletion.NONE and result["purged_at"]:
+            yield Violation("lost", f"job {job.id}: its input {result['input']} was purged, and nobody asked for it")
+        is_told = result["state"] == "succeeded" and not result["purged_at"]
+        expected = [job.fingerprints[result["input"]]] if is_told else None
         if result["detections"] != expected:
             yield Violation(
                 "wrong", f"job {job.id}, input {result['input']}: {result['detections']} in place of {expected}"
@@ -111,6 +119,14 @@ def _job(http: httpx.Client, job: PromisedJob) -> Iterator[Violation]:
     succeeded = sum(result["state"] == "succeeded" for result in found["results"])
     if found["state"] == "succeeded" and succeeded != len(job.fingerprints):
         yield Violation("lost", f"job {job.id} succeeded with {succeeded} of {len(job.fingerprints)} results")
+
+
+def _purged_bytes(ledger: Ledger, service: Service) -> Iterator[Violation]:
+    held = {str(sha256) for (sha256,) in service.ask("SELECT encode(sha256, 'hex') FROM wharf.files")}
+    purged = {file.sha256 for file in ledger.files.values() if file.deletion is Deletion.PURGED}
+    for sha256 in purged - held:
+        if (service.volume / "blobs" / "sha256" / sha256[:2] / sha256[2] / sha256).exists():
+            yield Violation("left over", f"the bytes {sha256}, which were purged and which no file has")
 
 
 def _open_work(service: Service) -> Iterator[Violation]:
@@ -138,7 +154,7 @@ def _doubles(ledger: Ledger, service: Service) -> Iterator[Violation]:
 def _results(service: Service) -> Iterator[Violation]:
     for task, state, attempt, stored in service.ask(
         "SELECT t.id, t.state, t.attempt, r.attempt FROM wharf.tasks t LEFT JOIN wharf.results r ON r.task_id = t.id"
-        " WHERE (t.state = 'succeeded') <> (r.attempt IS NOT NULL) OR r.attempt <> t.attempt"
+        " WHERE (t.state = 'succeeded' AND t.purged_at IS NULL) <> (r.attempt IS NOT NULL) OR r.attempt <> t.attempt"
     ):
         yield Violation("wrong", f"task {task} is {state} in attempt {attempt}, its result is of attempt {stored}")
 

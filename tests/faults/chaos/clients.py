@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -90,6 +91,10 @@ class Client:
             (self.delete, 4),
             (self.cancel, 2),
             (self.rerun, 2),
+            (self.retry, 1),
+            (self.purge, 2),
+            (self.pin, 1),
+            (self.shorten, 2),
             (self.send_again, 2),
             (self.look, 5),
         )
@@ -106,6 +111,10 @@ class Client:
 
     def upload(self) -> None:
         pictures = [self._picture() for _ in range(self._dice.choice((1, 1, 2)))]
+        self._files += self._upload(pictures)
+
+    def _upload(self, pictures: Sequence[Pictured]) -> list[KeptFile]:
+        """What was promised; nothing where it was not."""
         request: dict[str, Any] = {"method": "POST", "path": "/v1/files", "headers": self._operation()}
         if len(pictures) == 1 and self._dice.random() < 0.5:
             request["content"] = pictures[0].content
@@ -113,9 +122,10 @@ class Client:
             request["files"] = [("file", (f"{p.sha256[:8]}.png", p.content)) for p in pictures]
         answer = self._until_answered(**request)
         if answer is None:
-            return None
+            return []
         if not answer.is_success:
-            return self._unexpected(answer, request)
+            self._unexpected(answer, request)
+            return []
         items = answer.json()["items"]
         if [item["sha256"] for item in items] != [picture.sha256 for picture in pictures]:
             self._ledger.broken("wrong", f"{self.name}: the answer to an upload names other bytes: {items}")
@@ -124,16 +134,18 @@ class Client:
             for item, picture in zip(items, pictures, strict=True)
         ]
         self._ledger.promised(*files)
-        self._files += files
         self._sent.append((request, [file.id for file in files]))
         self._commons.extend(pictures)
-        return None
+        return files
 
     def submit(self) -> None:
         held = [file for file in self._files if file.deletion is Deletion.NONE]
         if not held:
             return
-        inputs = [self._dice.choice(held) for _ in range(self._dice.choice((1, 2, 5)))]
+        self._submit([self._dice.choice(held) for _ in range(self._dice.choice((1, 2, 5)))])
+
+    def _submit(self, inputs: Sequence[KeptFile]) -> PromisedJob | None:
+        """None where it was not promised."""
         by_sha256 = self._dice.random() < 0.3
         headers = self._operation()
         body: dict[str, Any] = {
@@ -146,11 +158,12 @@ class Client:
         request: dict[str, Any] = {"method": "POST", "path": "/v1/jobs", "headers": headers, "json": body}
         answer = self._until_answered(**request)
         if answer is None:
-            return
-        if answer.is_success:
-            self._promise_job(answer, request, [file.fingerprint for file in inputs], may_expire="expires_in" in body)
-        else:
+            return None
+        if not answer.is_success:
             self._unexpected(answer, request)
+            return None
+        fingerprints = [file.fingerprint for file in inputs]
+        return self._promise_job(answer, request, fingerprints, may_expire="expires_in" in body)
 
     def delete(self) -> None:
         held = [file for file in self._files if file.deletion is Deletion.NONE]
@@ -164,6 +177,67 @@ class Client:
         if answer is not None and answer.status_code in (204, 404):
             file.deletion = Deletion.DONE
             self._ledger.promised()
+
+    def purge(self) -> None:
+        """A picture of its own, which others may have sent meanwhile, and its job, which may be anywhere by then."""
+        for file in self._upload([new_picture(self._dice)]):
+            job = self._submit([file])
+            self.closed.wait(self._dice.choice((0, 0.3, 2)))
+            file.deletion = Deletion.ASKED
+            if job:
+                job.purge = Deletion.ASKED
+                job.endings.add("failed")
+            answer = self._until_answered(method="DELETE", path=f"/v1/files/{file.id}?purge=true", headers={})
+            if answer is None:
+                return
+            if answer.status_code != 200 or file.id not in answer.json()["file_ids"]:
+                self._ledger.broken("wrong", f"file {file.id} cannot be purged: {answer.status_code} {answer.text}")
+                return
+            file.deletion = Deletion.PURGED
+            self._ledger.promised()
+            if job:
+                job.purge = Deletion.PURGED
+                self._stays_purged(job)
+
+    def _stays_purged(self, job: PromisedJob) -> None:
+        answer = self._until_answered(method="GET", path=f"/v1/jobs/{job.id}", headers={})
+        if answer is not None and not (answer.is_success and answer.json()["results"][0]["purged_at"]):
+            self._ledger.broken("wrong", f"job {job.id} after its purge: {answer.status_code} {answer.text}")
+        answer = self._until_answered(method="POST", path=f"/v1/jobs/{job.id}/rerun", headers=self._operation())
+        if answer is not None and answer.status_code != 410:
+            self._ledger.broken("wrong", f"job {job.id} runs again after its purge: {answer.status_code} {answer.text}")
+
+    def pin(self) -> None:
+        """A file whose time is over soon. It stays, until it is deleted like any other."""
+        held = [file for file in self._files if file.deletion is Deletion.NONE]
+        if not held:
+            return
+        file = self._dice.choice(held)
+        pinned = self._change(file, {"pinned": True})
+        if pinned is None:
+            return
+        if not (pinned.is_success and pinned.json()["pinned"]):
+            self._ledger.broken("lost", f"file {file.id} cannot be pinned: {pinned.status_code} {pinned.text}")
+            return
+        self._ledger.promised()
+        self._change(file, self._soon())
+
+    def shorten(self) -> None:
+        """A file that nobody uses any more, and that goes by itself."""
+        for file in self._upload([new_picture(self._dice)]):
+            file.deletion = Deletion.ASKED
+            answer = self._change(file, self._soon())
+            # 404: it was done, the answer lost, and the file's time over.
+            if answer is not None and (answer.is_success or answer.status_code == 404):
+                file.deletion = Deletion.DATED
+                self._ledger.promised()
+
+    def _change(self, file: KeptFile, change: dict[str, Any]) -> httpx.Response | None:
+        return self._until_answered(method="PATCH", path=f"/v1/files/{file.id}", headers={}, json=change)
+
+    def _soon(self) -> dict[str, str]:
+        """What comes too late, being sent again, is refused, and may have been done before."""
+        return {"expires_at": (datetime.now(UTC) + timedelta(seconds=self._dice.uniform(1, 5))).isoformat()}
 
     def cancel(self) -> None:
         open_jobs = [job for job in self._jobs[-10:] if job.ended is None]
@@ -196,6 +270,16 @@ class Client:
             self._promise_job(answer, request, ended[0].fingerprints, operation=ended[0].operation)
         else:
             self._unexpected(answer, request)
+
+    def retry(self) -> None:
+        """Nothing is run twice: of a job that succeeded there is nothing to run again."""
+        ended = [job for job in self._jobs[-20:] if job.ended == "succeeded"]
+        if not ended:
+            return
+        path = f"/v1/jobs/{self._dice.choice(ended).id}/rerun?only=failed"
+        answer = self._until_answered(method="POST", path=path, headers=self._operation())
+        if answer is not None and (answer.status_code, answer.json()["code"]) != (409, "nothing_to_rerun"):
+            self._ledger.broken("wrong", f"{path}: {answer.status_code} {answer.text}")
 
     def send_again(self) -> None:
         """What was acknowledged already, as if the answer had been lost: nothing is done twice."""
@@ -274,7 +358,7 @@ class Client:
         *,
         operation: str | None = None,
         may_expire: bool = False,
-    ) -> None:
+    ) -> PromisedJob:
         """`operation`: that of the job that this one reruns."""
         endings = {"succeeded", "expired"} if may_expire else {"succeeded"}
         operation = operation or request["headers"]["Idempotency-Key"]
@@ -283,6 +367,7 @@ class Client:
         self._jobs.append(job)
         self._ledger.promised(job)
         self._sent.append((request, [job.id]))
+        return job
 
     def _saw(self, job: PromisedJob, answer: httpx.Response) -> None:
         state = answer.json()["state"]

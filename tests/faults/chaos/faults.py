@@ -65,7 +65,7 @@ def faults_of(site: Site) -> Sequence[Fault]:
         Fault("rabbitmq wiped", "rabbitmq", MOMENT, _rabbitmq_wiped),
         Fault("queue deleted", "rabbitmq", MOMENT, _queue_deleted),
     ]
-    if site.volume_disk.mounted and site.postgres_disk.mounted:
+    if site.volume_disk.allowed and site.postgres_disk.allowed:
         found.append(Fault("volume full", "volume", WHILE, _volume_full))
         found.append(Fault("postgres full", "postgres", WHILE, _postgres_full))
     return found

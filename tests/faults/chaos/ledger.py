@@ -12,12 +12,16 @@ class Deletion(Enum):
     ASKED = auto()
     """The answer was lost, or is still to come: the file may be there or not."""
     DONE = auto()
+    DATED = auto()
+    """Its time was shortened, and is over before the reckoning."""
+    PURGED = auto()
+    """Gone with its bytes, unless another file has the same ones."""
 
 
 @dataclass
 class KeptFile:
     """A file whose upload was acknowledged. `key`: of the client that holds it; `fingerprint`: what is to be found in
-    it, as the wire has it."""
+    it, as the wire has it. A pinned file has a time that is over, and is held all the same."""
 
     id: str
     sha256: str
@@ -30,7 +34,7 @@ class KeptFile:
 class PromisedJob:
     """A job that was acknowledged. `operation`: what its client calls it in its metadata, which no other job shares but
     its rerun; `fingerprints`: what is to be found in each of its inputs; `endings`: the states it may end in; `ended`:
-    the one that somebody was told, which stays."""
+    the one that somebody was told, which stays; `purge`: what became of its only picture and its results."""
 
     id: str
     key: str
@@ -38,6 +42,7 @@ class PromisedJob:
     fingerprints: list[dict[str, Any]]
     endings: set[str]
     ended: str | None = None
+    purge: Deletion = Deletion.NONE
 
 
 @dataclass(frozen=True)

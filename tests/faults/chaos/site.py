@@ -26,7 +26,7 @@ from tests.support.engines import FINGERPRINT_ENGINE
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 
-HEARTBEAT_SECONDS = 2
+RABBITMQ: Mapping[str, str] = MappingProxyType({"heartbeat": "2"})
 END_SECONDS = 45
 """From SIGTERM to the end of a process: longer than a worker drains."""
 AGAIN_SECONDS = 0.5
@@ -74,18 +74,31 @@ class Site:
     """`folder`: for volume, logs and data; volume and database have a disk each for themselves, where mounting is
     allowed. Enter it from the main thread: its Postgres ends with the thread.
 
+    `proxied`: without, nobody comes between the processes and their servers, and nothing can be cut. `settings`: for
+    each kind of process, beside or in place of `SETTINGS`; `rabbitmq`: the node's.
+
     A process that ends by itself is started again; that is a violation unless `excused` says that something was broken.
     """
 
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ledger: Ledger,
+        *,
+        proxied: bool = True,
+        rabbitmq: Mapping[str, str] = RABBITMQ,
+        settings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    ) -> None:
         self.folder = folder
         self.members: list[Member] = []
         self.service: Service
         self.volume_disk = Disk(folder / "volume")
         self.postgres_disk = Disk(folder / "postgres")
         self.excused = False
-        self.node = RabbitMQ(folder / "rabbitmq", settings={"heartbeat": str(HEARTBEAT_SECONDS)})
+        self.node = RabbitMQ(folder / "rabbitmq", settings=rabbitmq)
         self._ledger = ledger
+        self._proxied = proxied
+        self._settings = {kind: {**usual, **settings.get(kind, {})} for kind, usual in SETTINGS.items()}
         # Durable: without `synchronous_commit` a kill -9 takes commits with it that were answered.
         self._postgres = Postgres(self.postgres_disk.path)
         self._starting = threading.Lock()
@@ -133,8 +146,12 @@ class Site:
 
     @property
     def broker_urls(self) -> list[str]:
-        """As clients know them: through a proxy."""
-        return [f"http://127.0.0.1:{member.links['clients'].port}" for member in self.of("broker")]
+        """As clients know them: through a proxy where there are any."""
+        brokers = self.of("broker")
+        ports = [
+            each.links["clients"].port if self._proxied else each.part.environment["WHARF_PORT"] for each in brokers
+        ]
+        return [f"http://127.0.0.1:{port}" for port in ports]
 
     def kill(self, member: Member) -> None:
         """With -9, the process alone: what it started is to notice. It stays dead until `start`."""
@@ -185,7 +202,7 @@ class Site:
 
     def kill_postgres(self) -> None:
         """With -9, the first of its processes: the others find out."""
-        self._signal([psutil.Process(self._postmaster)], signal.SIGKILL)
+        self._signal([psutil.Process(self.postmaster)], signal.SIGKILL)
         asyncio.run(self._postgres.wait())
 
     def stop_postgres(self) -> None:
@@ -204,7 +221,7 @@ class Site:
     @contextmanager
     def postgres_stopped(self) -> Iterator[None]:
         """SIGSTOP, to all its processes."""
-        stopped = family(self._postmaster)
+        stopped = family(self.postmaster)
         self._signal(stopped, signal.SIGSTOP)
         try:
             yield
@@ -221,29 +238,34 @@ class Site:
             self._signal(stopped, signal.SIGCONT)
 
     @property
-    def _postmaster(self) -> int:
+    def postmaster(self) -> int:
         return int((self.folder / "postgres" / "cluster" / "postmaster.pid").read_text().split("\n", 1)[0])
 
     def _member(self, stack: ExitStack, installation: Installation, kind: str, name: str) -> Member:
-        url = self._postgres.url({"broker": "wharf_api"}.get(kind, f"wharf_{kind}"), "wharf")
-        place = conninfo_to_dict(url)
-        postgres = stack.enter_context(Proxy(Path(str(place["host"])) / f".s.PGSQL.{place['port']}"))
-        database = f"postgresql://{place['user']}@127.0.0.1:{postgres.port}/wharf?sslmode=disable"
-        settings = {**SETTINGS[kind], "WHARF_DATABASE_URL": database}
+        links: dict[str, Proxy] = {}
+        database = self._postgres.url({"broker": "wharf_api"}.get(kind, f"wharf_{kind}"), "wharf")
+        queue = self.node.url()
+        if self._proxied:
+            place = conninfo_to_dict(database)
+            postgres = Proxy(Path(str(place["host"])) / f".s.PGSQL.{place['port']}")
+            links["postgres"] = stack.enter_context(postgres)
+            database = f"postgresql://{place['user']}@127.0.0.1:{postgres.port}/wharf?sslmode=disable"
+            if kind in ("relay", "worker"):
+                links["rabbitmq"] = stack.enter_context(Proxy(self.node.port))
+                queue = through(queue, links["rabbitmq"].port)
+        settings = {**self._settings[kind], "WHARF_DATABASE_URL": database}
         if kind == "broker":
             port = installation.port if name.endswith("-1") else free_port()
             part = installation.broker(name, **settings, WHARF_INSTANCE=name, WHARF_PORT=str(port))
-            clients = stack.enter_context(Proxy(port))
-            return Member(kind, part, {"postgres": postgres, "clients": clients})
-        if kind == "cleanup":
-            return Member(kind, installation.cleanup(name, CLEANUP_SECONDS, **settings), {"postgres": postgres})
-        rabbitmq = stack.enter_context(Proxy(self.node.port))
-        queue = through(self.node.url(), rabbitmq.port)
-        if kind == "relay":
+            if self._proxied:
+                links["clients"] = stack.enter_context(Proxy(port))
+        elif kind == "cleanup":
+            part = installation.cleanup(name, CLEANUP_SECONDS, **settings)
+        elif kind == "relay":
             part = installation.relay(name, queue, **settings)
         else:
             part = installation.worker(name, **settings, WHARF_AMQP_URL=queue)
-        return Member(kind, part, {"postgres": postgres, "rabbitmq": rabbitmq})
+        return Member(kind, part, links)
 
     def _keep(self) -> None:
         while not self._over.wait(0.1):

@@ -100,16 +100,17 @@ def leaks(before: Moment, after: Moment) -> Iterator[Violation]:
 
 def _usage(member: Member) -> Usage:
     processes = family(member.part.pid)
+    postgres = member.links.get("postgres")
     return Usage(
         sum(process.memory_info().rss for process in processes),
         sum(process.num_fds() for process in processes),
         sum(process.num_threads() for process in processes),
         len(processes) - 1,
-        tuple(line for process in processes for line in _forlorn(process, member.links["postgres"].port)),
+        tuple(line for process in processes for line in _forlorn(process, postgres.port if postgres else None)),
     )
 
 
-def _forlorn(process: psutil.Process, pooled_port: int) -> Iterator[str]:
+def _forlorn(process: psutil.Process, pooled_port: int | None) -> Iterator[str]:
     for connection in process.net_connections("tcp"):
         if connection.status == psutil.CONN_CLOSE_WAIT and connection.raddr.port != pooled_port:
             yield f"a connection to {connection.raddr} that the other side has closed"

@@ -1,17 +1,10 @@
-"""`make schema`: the contracts that are generated from the code, written anew or compared with what is committed.
-
-schema/openapi.json    the HTTP API
-schema/schema.sql      the database as the migrations leave it
-README.md              the table of environment variables
-"""
+"""`make schema`: the contracts written anew, or compared with what is committed."""
 
 import asyncio
 import difflib
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +13,6 @@ import typer
 from broker.app import build_app
 from broker.backlog import Backlog
 from broker.maintenance.cleanup.settings import CleanupSettings
-from broker.maintenance.migrate.migration import ensure_database, migrate
 from broker.maintenance.migrate.settings import MigrateSettings
 from broker.maintenance.verify.settings import VerifySettings
 from broker.media import Prober
@@ -30,6 +22,7 @@ from broker.relay.settings import RelaySettings
 from broker.room import Room
 from broker.service import Service
 from broker.settings import BrokerSettings
+from contracts.dump import fresh_schema
 from custody.audit import Audit
 from custody.database import Database
 from custody.files import Files
@@ -40,8 +33,6 @@ from custody.tasks import Tasks
 from custody.telemetry import configure_logging
 from custody.volume import Volume
 from inference_worker.settings import WorkerSettings
-from standalone.cluster import programs_of_the_wheel
-from standalone.postgres import Postgres
 from standalone.settings import UpSettings
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +46,7 @@ def contracts(
     configure_logging(process="contracts", format="text", level="warning")
     wanted = {
         ROOT / "schema" / "openapi.json": asyncio.run(_openapi()),
-        ROOT / "schema" / "schema.sql": _schema(),
+        ROOT / "schema" / "schema.sql": fresh_schema(),
         ROOT / "README.md": _readme(),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
@@ -93,31 +84,6 @@ async def _openapi() -> str:
         stopping=asyncio.Event(),
     )
     return json.dumps(build_app(service).openapi(), indent=2, ensure_ascii=False) + "\n"
-
-
-def _schema() -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        postgres = Postgres(Path(folder) / "postgres", durable=False)
-        asyncio.run(_bring_up(postgres))
-        try:
-            return schema_of(postgres.url(database="wharf"))
-        finally:
-            asyncio.run(postgres.stop())
-
-
-def schema_of(url: str) -> str:
-    """The statements that would make this database's schema."""
-    dump = [str(programs_of_the_wheel() / "pg_dump"), "--schema-only", "--schema=wharf"]
-    dumped = subprocess.run([*dump, url], check=True, capture_output=True, text=True)
-    # Comments name the server's version, and \restrict carries a random word.
-    lines = [line for line in dumped.stdout.splitlines() if not line.startswith(("--", "\\"))]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
-
-
-async def _bring_up(postgres: Postgres) -> None:
-    await postgres.start()
-    await ensure_database(postgres.url(), "wharf")
-    await migrate(postgres.url(database="wharf"), None)
 
 
 def _readme() -> str:
