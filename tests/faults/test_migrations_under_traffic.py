@@ -7,7 +7,9 @@ import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
+from configparser import ConfigParser
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -46,8 +48,22 @@ def old_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tree = tmp_path_factory.mktemp(TAG)
             with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
                 files.extractall(tree, filter="data")
+            describe(tree)
             return tree
     pytest.skip(f"this repository has neither the tag {TAG} nor its commit {COMMIT:.8}: fetch the whole history")
+
+
+def describe(tree: Path) -> None:
+    """What an installer would have written beside the code: which module each command is in."""
+    project = tomllib.loads((tree / "pyproject.toml").read_text())["project"]
+    folder = tree / f"{project['name']}-{project['version']}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n")
+    entry_points = ConfigParser()
+    entry_points.optionxform = str  # type: ignore[assignment, method-assign]
+    entry_points.read_dict(project["entry-points"])
+    with (folder / "entry_points.txt").open("w") as file:
+        entry_points.write(file)
 
 
 @pytest.fixture

@@ -272,7 +272,7 @@ async def test_a_rerun_that_is_asked_for_while_a_purge_runs_is_refused(domain, a
             original = await reruns.original(transaction, job, only_failed=False)
             assert original is not None
             held = await domain.files.hold_known(transaction, [each.sha256 for each in original.inputs])
-            reruns.require_held(original, held)
+            reruns.require_held(original, held, set())
 
     async with domain.api.transaction(acme) as transaction:
         assert await erasure.purge_file(transaction, file.id, gone_within=DAY)
