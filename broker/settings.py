@@ -40,8 +40,7 @@ class BrokerSettings(PressureSettings, VolumeSettings, RetentionSettings, Proces
     leave_seconds: float = Field(
         default=0.0,
         ge=0,
-        description="After SIGTERM, /readyz says so at once, and requests are taken for so long still, until every proxy "
-        "has seen it; then comes the drain",
+        description="After SIGTERM /readyz says so, and requests are taken for so long, until every proxy knows it",
     )
     drain_seconds: float = Field(
         default=25.0, ge=0, description="After that, time for open requests before they are cut off"
