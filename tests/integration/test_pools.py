@@ -191,6 +191,7 @@ async def test_a_tenants_backlog_is_its_own_and_each_pools_is_apart(domain, acme
 async def test_what_waits_in_every_pool_is_a_metric_until_the_database_is_away(domain, acme, globex, monkeypatch):
     monkeypatch.setattr(backlog, "WATCH_SECONDS", 0.01)
     monkeypatch.setattr(backlog, "COUNT_AGAIN_SECONDS", 0.0)
+    domain.add_model(POOL)
     limits, metrics = Backlog(pool_limit=100, tenant_limit=100), BrokerMetrics()
     database = Away(domain.api)
 
