@@ -124,7 +124,9 @@ async def admit_key(transaction: Transaction, tenant: str, secret: str) -> None:
     if known is None:
         raise CustodyError("forbidden", "The key was revoked. Put a new one in its place.")
     if (known.tenant_id, known.role) != (tenant_id, Role.ADMIN):
-        raise CustodyError("forbidden", f"The key is one of the tenant {known.tenant} already, in the role {known.role.value}.")
+        raise CustodyError(
+            "forbidden", f"The key is already one of {known.tenant}'s, with the role {known.role.value}."
+        )
 
 
 async def _operators_tenant(transaction: Transaction, name: str) -> UUID:

