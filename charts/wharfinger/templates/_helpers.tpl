@@ -118,22 +118,13 @@ annotations:
 {{- end -}}
 
 {{- define "wharfinger.podSecurityContext" -}}
-runAsNonRoot: true
-seccompProfile:
-  type: RuntimeDefault
-{{- with .Values.podSecurityContext }}
-{{ toYaml . }}
-{{- end }}
+{{- $ours := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- mergeOverwrite $ours (deepCopy .Values.podSecurityContext) | toYaml -}}
 {{- end -}}
 
 {{- define "wharfinger.containerSecurityContext" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
-{{- with .Values.containerSecurityContext }}
-{{ toYaml . }}
-{{- end }}
+{{- $ours := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) -}}
+{{- mergeOverwrite $ours (deepCopy .Values.containerSecurityContext) | toYaml -}}
 {{- end -}}
 
 {{/* What a pod begins with; (list $ component) */}}
