@@ -85,11 +85,10 @@ def test_dashboards_come_whole_in_their_config_maps() -> None:
 
 def test_each_alert_has_a_runbook() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    chapter = page[page.index("## Alerts and their runbooks") :].partition("\n## ")[2].partition("\n## ")[0]
     chapter = page.partition("## Alerts and their runbooks")[2].partition("\n## ")[0]
     sections = {
         re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-"): text
-        for title, text in re.findall(r"### (.+)\n\n(.+?)(?=\n###|\Z)", chapter, re.DOTALL)
+        for title, text in re.findall(r"^### ([^\n]+)\n\n(.+?)(?=^### |\Z)", chapter, re.DOTALL | re.MULTILINE)
     }
     led_to = set()
     for rule in rules():

@@ -94,6 +94,11 @@ def close(schema: Any) -> None:
     elif isinstance(schema, dict):
         if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
             schema.setdefault("additionalProperties", False)
+        # Kubernetes reads patterns as Go does, and `anyOf: null` as none.
+        if "(?i)" in str(schema.get("pattern", "")):
+            del schema["pattern"]
+        if "anyOf" in schema and schema["anyOf"] is None:
+            del schema["anyOf"]
         for key, each in schema.items():
             # Branches of a choice name some of the fields that stand beside them.
             if key not in ("allOf", "anyOf", "oneOf", "not"):
