@@ -238,6 +238,12 @@ def test_keda_counts_the_backlog_and_a_queue_wakes_a_pool() -> None:
             o for o in of_kind("keda-postgresql", "Deployment") if o["metadata"]["name"] == scaled["metadata"]["name"]
         ]
         assert "replicas" not in target["spec"]
+    [queue] = [
+        o for o in of_kind("keda-postgresql", "TriggerAuthentication") if o["metadata"]["name"].endswith("queue")
+    ]
+    [config] = queue["spec"]["configMapTargetRef"]
+    [found] = [o for o in of_kind("keda-postgresql", "ConfigMap") if o["metadata"]["name"] == config["name"]]
+    assert found["data"][config["key"]] == "enable"
     [scaled] = of_kind("keda-prometheus", "ScaledObject")
     [trigger] = scaled["spec"]["triggers"]
     assert trigger["metadata"]["query"] == 'max(wharf_pool_backlog{pool="yolo11n",namespace="ml"})'
