@@ -27,6 +27,7 @@ GENERATED = "# Rendered from charts/wharfinger by `make manifests`: change the c
 
 Manifest = dict[str, Any]
 
+VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 CLAIM = "ml-files-storage"
 BASE: Mapping[str, Any] = {
     "database": {"existingSecret": "wharfinger-database", "createLogins": True},
@@ -93,7 +94,7 @@ PARAMETERS = (
         "GPU_WORKER_IMAGE",
         "Image of the workers on GPUs, with ultralytics; never pulled while GPU_WORKER_REPLICAS is 0",
         "p/worker-gpu:1",
-        "wharfinger-worker-gpu",
+        f"wharfinger-worker-gpu:{VERSION}",
         True,
     ),
     Parameter(
@@ -338,8 +339,7 @@ def _plain(manifest: Manifest) -> Manifest:
 
 def _name_by_release(job: Manifest) -> None:
     """A Job cannot be changed: a release's has its own name, and stays as it is while the release does."""
-    version = job["metadata"]["labels"]["app.kubernetes.io/version"].replace(".", "-")
-    job["metadata"]["name"] = job["metadata"]["name"].removesuffix("-1") + f"-{version}"
+    job["metadata"]["name"] = job["metadata"]["name"].removesuffix("-1") + f"-{VERSION.replace('.', '-')}"
 
 
 def _labels_of_the_key(objects: Iterable[Manifest]) -> dict[str, str]:
