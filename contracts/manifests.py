@@ -5,6 +5,7 @@ deploy/kustomize/components     what the chart adds to them where something more
 deploy/openshift/template.yaml  the chart's objects as OpenShift's Template
 """
 
+import copy
 import difflib
 import json
 import os
@@ -29,6 +30,8 @@ Manifest = dict[str, Any]
 
 VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 CLAIM = "ml-files-storage"
+SETTINGS_MARK = "wharfinger/settings"
+"""The chart's annotation of pods that changes with the settings, so that pods start anew with others."""
 BASE: Mapping[str, Any] = {
     "database": {"existingSecret": "wharfinger-database", "createLogins": True},
     "queue": {"existingSecret": "wharfinger-queue"},
@@ -243,17 +246,13 @@ def manifests(
 def rendered() -> dict[Path, str]:
     """Path -> text of every file that is made from the chart. Raises `ToolMissingError` without helm."""
     files: dict[Path, str] = {}
-    base = chart("wharfinger", BASE)
-    for manifest in base:
-        if manifest["kind"] == "Job":
-            _name_by_release(manifest)
+    base = [_mark_settings(one, None) for one in chart("wharfinger", BASE)]
     kustomize = DEPLOY / "kustomize"
-    kustomization = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
-    files |= _folder(kustomize / "base", base, kustomization)
-    common = {_identity(manifest): manifest for manifest in chart("wharfinger", BASE)}
+    files |= _base(kustomize / "base", base)
+    common = {_identity(one): one for one in base}
     component = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component"}
     for name, values in COMPONENTS.items():
-        more = chart("wharfinger", {**BASE, **values})
+        more = [_mark_settings(one, None) for one in chart("wharfinger", {**BASE, **values})]
         changed = [_identity(one) for one in more if common.get(_identity(one), one) != one]
         assert not changed, f"the component {name} would have to change {changed}"
         files |= _folder(
@@ -284,6 +283,7 @@ def template() -> Manifest:
 
     objects = chart(str(of("NAME")), template_values(of))
     for one in objects:
+        _mark_settings(one, "${FILE_RETENTION_DAYS} ${JOB_RETENTION_DAYS}")
         if one["kind"] == "Job":
             one["metadata"]["name"] = one["metadata"]["name"].removesuffix("-1") + "-${REVISION}"
             one["spec"].setdefault("ttlSecondsAfterFinished", 86400)
@@ -337,9 +337,56 @@ def _plain(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _name_by_release(job: Manifest) -> None:
-    """A Job cannot be changed: a release's has its own name, and stays as it is while the release does."""
-    job["metadata"]["name"] = job["metadata"]["name"].removesuffix("-1") + f"-{VERSION.replace('.', '-')}"
+def _base(folder: Path, objects: list[Manifest]) -> dict[Path, str]:
+    """The settings are kustomize's to generate: it names them by what they say, so that pods start anew with others.
+    A Job cannot be changed: a release's has its own name, and no reference to settings that may change under it."""
+    [settings] = [one for one in objects if one["kind"] == "ConfigMap"]
+    generator = {
+        "name": settings["metadata"]["name"],
+        "literals": [f"{name}={value}" for name, value in settings["data"].items()],
+        "options": {"labels": settings["metadata"]["labels"]},
+    }
+    kept = []
+    for one in objects:
+        if one["kind"] == "Job":
+            job = copy.deepcopy(one)
+            job["metadata"]["name"] = job["metadata"]["name"].removesuffix("-1") + f"-{VERSION.replace('.', '-')}"
+            [container] = job["spec"]["template"]["spec"]["containers"]
+            del container["envFrom"]
+            container["env"].append({"name": "WHARF_VOLUME", "value": settings["data"]["WHARF_VOLUME"]})
+            kept.append(job)
+        elif one is not settings:
+            kept.append(one)
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "configMapGenerator": [generator],
+    }
+    return _folder(folder, kept, kustomization)
+
+
+def pod_templates(manifest: Manifest) -> list[Manifest]:
+    """Metadata and spec of the pods that this object makes."""
+    match manifest["kind"]:
+        case "Deployment" | "StatefulSet" | "Job":
+            return [manifest["spec"]["template"]]
+        case "CronJob":
+            return [manifest["spec"]["jobTemplate"]["spec"]["template"]]
+        case _:
+            return []
+
+
+def _mark_settings(manifest: Manifest, mark: str | None) -> Manifest:
+    """With `mark` in place of the chart's digest of the settings, or without any."""
+    for pod in pod_templates(manifest):
+        annotations = pod["metadata"].get("annotations", {})
+        if SETTINGS_MARK in annotations:
+            del annotations[SETTINGS_MARK]
+            if mark is not None:
+                annotations[SETTINGS_MARK] = mark
+            if not annotations:
+                del pod["metadata"]["annotations"]
+    return manifest
 
 
 def _labels_of_the_key(objects: Iterable[Manifest]) -> dict[str, str]:

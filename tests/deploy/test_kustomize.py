@@ -92,7 +92,19 @@ def test_dev_is_one_of_each_on_a_small_claim(built: dict[str, dict[tuple[str, st
     assert {one["spec"]["replicas"] for one in deployments} == {1}
     claim = built["dev"]["PersistentVolumeClaim", "ml-files-storage"]["spec"]
     assert (claim["accessModes"], claim["resources"]["requests"]["storage"]) == (["ReadWriteOnce"], "5Gi")
-    assert built["dev"]["ConfigMap", "wharfinger-settings"]["data"]["WHARF_LOG_LEVEL"] == "debug"
+
+
+def test_other_settings_are_other_pods(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:
+    """Their name says what they are; the migration, which cannot be changed, does not name them."""
+    names = {}
+    for overlay in ("dev", "production"):
+        [(name, settings)] = [(name, one) for (kind, name), one in built[overlay].items() if kind == "ConfigMap"]
+        assert settings["data"]["WHARF_VOLUME"] == "/srv/wharf"
+        for pod_of, pod in pods(built[overlay].values()):
+            named = {source["configMapRef"]["name"] for one in pod["containers"] for source in one.get("envFrom", [])}
+            assert named == (set() if pod_of.startswith("Job/") else {name}), pod_of
+        names[overlay] = name
+    assert names["dev"] != names["production"]
 
 
 def test_production_outlives_a_node_and_has_an_ingress(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:

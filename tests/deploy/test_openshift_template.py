@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from contracts.manifests import chart, template_values
+from contracts.manifests import chart, pod_templates, template_values
 from tests.deploy.conftest import DEPLOY
 from tests.support.openshift import process, references
 from tests.support.pods import breaches, containers, environment, pods
@@ -58,12 +58,16 @@ def test_its_objects_are_the_charts(tools: Callable[..., str], template: Manifes
     found = process(template, {**given, "REVISION": "r1"})
     [key] = [one for one in found if one["kind"] == "Secret"]
     found.remove(key)
-    assert _by_identity(found) == _by_identity(_as_the_template_has_it(wanted))
+    settings = f"{of('FILE_RETENTION_DAYS')} {of('JOB_RETENTION_DAYS')}"
+    assert _by_identity(found) == _by_identity(_as_the_template_has_it(wanted, settings))
 
 
-def _as_the_template_has_it(objects: list[Manifest]) -> list[Manifest]:
-    """helm numbers its revisions, and takes a former one's Job away."""
+def _as_the_template_has_it(objects: list[Manifest], settings: str) -> list[Manifest]:
+    """helm numbers its revisions, takes a former one's Job away, and can make a digest of the settings."""
     for one in objects:
+        for pod in pod_templates(one):
+            assert re.fullmatch(r"[0-9a-f]{16}", pod["metadata"]["annotations"]["wharfinger/settings"])
+            pod["metadata"]["annotations"]["wharfinger/settings"] = settings
         if one["kind"] == "Job":
             assert one["metadata"]["name"].endswith("-migrate-1")
             one["metadata"]["name"] = one["metadata"]["name"].removesuffix("1") + "r1"
