@@ -3,6 +3,7 @@
 deploy/kustomize/base           the chart's objects, for Secrets that exist already; a file for each component
 deploy/kustomize/components     what the chart adds to them where something more is enabled
 deploy/openshift/template.yaml  the chart's objects as OpenShift's Template
+deploy/openshift/model.yaml     a Job that registers a model, as the chart's workers do it before they start
 """
 
 import copy
@@ -170,6 +171,29 @@ PARAMETERS = (
 )
 
 
+MODEL_PARAMETERS = (
+    Parameter("NAME", "NAME of template.yaml", "wharfinger-p-name", "wharfinger", True),
+    Parameter("MODEL", "The name to register it under, as MODEL or GPU_MODEL of template.yaml", "p-model", None, True),
+    Parameter(
+        "MODEL_FILE",
+        "The model in the image: an .onnx, an OpenVINO .xml with its .bin, or for the engine ultralytics a .pt",
+        "/p/model-file",
+        None,
+        True,
+    ),
+    Parameter("IMAGE", "An image made from the worker's that holds the model", "p/worker:1", None, True),
+    Parameter("ENGINE", "openvino, or ultralytics", "p-engine:P", "openvino", True),
+    Parameter("DATABASE_SECRET", "Secret with PostgreSQL's URLs", "p-database-secret", "wharfinger-database", True),
+    Parameter(
+        "REVISION",
+        "End of the Job's name, new each time: a Job cannot be changed",
+        None,
+        generated_from="[a-z0-9]{8}",
+        required=True,
+    ),
+)
+
+
 def template_values(of: Callable[[str], str | int]) -> Manifest:
     """The chart's values for the Template's objects; `of` gives each parameter's."""
     return {
@@ -259,6 +283,7 @@ def rendered() -> dict[Path, str]:
             kustomize / "components" / name, [one for one in more if _identity(one) not in common], component
         )
     files[DEPLOY / "openshift" / "template.yaml"] = GENERATED + dump(template())
+    files[DEPLOY / "openshift" / "model.yaml"] = GENERATED + dump(model_template())
     return files
 
 
@@ -309,8 +334,64 @@ def template() -> Manifest:
         "message": "Wharfinger comes up. Its address: oc get route ${NAME}. Its admin's API key: the Secret "
         "${NAME}-admin-key. Its workers wait until their models are registered: see deploy/README.md.",
         "parameters": [parameter.declaration() for parameter in PARAMETERS],
-        "objects": [_parametrised(one) for one in [key, *objects]],
+        "objects": [_parametrised(one, PARAMETERS) for one in [key, *objects]],
     }
+
+
+def model_template() -> Manifest:
+    """OpenShift's Template of a Job: what the chart's worker does before it starts where its model is a file."""
+    stand_ins = {parameter.name: parameter.stand_in for parameter in MODEL_PARAMETERS}
+    pool = {"name": stand_ins["MODEL"], "model": stand_ins["MODEL_FILE"], "engine": stand_ins["ENGINE"]}
+    values = {
+        **BASE,
+        "database": {"existingSecret": stand_ins["DATABASE_SECRET"]},
+        "pools": [{**pool, "image": stand_ins["IMAGE"]}],
+    }
+    objects = chart(str(stand_ins["NAME"]), values)
+    [worker] = [one for one in objects if one["metadata"]["labels"].get("wharfinger/pool") and _is_deployment(one)]
+    pod = worker["spec"]["template"]
+    labels = {key: value for key, value in pod["metadata"]["labels"].items() if key != "wharfinger/pool"}
+    spec: Manifest = pod["spec"]
+    waiting, registering = spec["initContainers"]
+    kept = ("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext", "volumes")
+    job: Manifest = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": f"{stand_ins['NAME']}-model-${{REVISION}}", "labels": labels},
+        "spec": {
+            "backoffLimit": 3,
+            "activeDeadlineSeconds": 1800,
+            "ttlSecondsAfterFinished": 86400,
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    **{key: spec[key] for key in kept},
+                    "restartPolicy": "Never",
+                    "initContainers": [waiting],
+                    "containers": [registering],
+                },
+            },
+        },
+    }
+    return {
+        "apiVersion": "template.openshift.io/v1",
+        "kind": "Template",
+        "metadata": {
+            "name": "wharfinger-model",
+            "annotations": {
+                "openshift.io/display-name": "A model of Wharfinger's",
+                "description": "Puts a model that an image holds on the volume and registers it. Workers that wait for "
+                "it start then.",
+                "tags": "inference",
+            },
+        },
+        "parameters": [parameter.declaration() for parameter in MODEL_PARAMETERS],
+        "objects": [_parametrised(job, MODEL_PARAMETERS)],
+    }
+
+
+def _is_deployment(manifest: Manifest) -> bool:
+    return bool(manifest["kind"] == "Deployment")
 
 
 def dump(document: Any) -> str:
@@ -413,13 +494,13 @@ def _identity(manifest: Manifest) -> tuple[str, str]:
     return manifest["kind"], manifest["metadata"]["name"]
 
 
-def _parametrised(node: Any) -> Any:
+def _parametrised(node: Any, parameters: Iterable[Parameter]) -> Any:
     """With parameters in place of stand-ins: ${{NAME}} for a number, ${NAME} within a text."""
     if isinstance(node, dict):
-        return {_parametrised(key): _parametrised(value) for key, value in node.items()}
+        return {_parametrised(key, parameters): _parametrised(value, parameters) for key, value in node.items()}
     if isinstance(node, list):
-        return [_parametrised(one) for one in node]
-    for parameter in PARAMETERS:
+        return [_parametrised(one, parameters) for one in node]
+    for parameter in parameters:
         if isinstance(node, int) and node == parameter.stand_in:
             return f"${{{{{parameter.name}}}}}"
         if isinstance(node, str) and parameter.stand_in is not None:
