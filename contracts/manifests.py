@@ -1,7 +1,7 @@
 """`python -m contracts.manifests`: what deploy/ holds of the chart, rendered anew, or compared with what is committed.
 
 deploy/kustomize/base           the chart's objects, for Secrets that exist already; a file for each component
-deploy/kustomize/components     what the chart adds to them where something more is enabled
+deploy/kustomize/components     what the chart adds to them where something more is enabled, and a Job for a model
 deploy/openshift/template.yaml  the chart's objects as OpenShift's Template
 deploy/openshift/model.yaml     a Job that registers a model, as the chart's workers do it before they start
 """
@@ -282,6 +282,9 @@ def rendered() -> dict[Path, str]:
         files |= _folder(
             kustomize / "components" / name, [one for one in more if _identity(one) not in common], component
         )
+    pool = {"name": "yolo11n", "model": "/models/yolo11n.onnx", "image": f"wharfinger-model:{VERSION}"}
+    job = _registering_job(chart("wharfinger", {**BASE, "pools": [pool]}), "wharfinger-model-yolo11n")
+    files |= _folder(kustomize / "components" / "model", [job], component)
     files[DEPLOY / "openshift" / "template.yaml"] = GENERATED + dump(template())
     files[DEPLOY / "openshift" / "model.yaml"] = GENERATED + dump(model_template())
     return files
@@ -293,7 +296,7 @@ def chart(release: str, values: Mapping[str, Any]) -> list[Manifest]:
         json.dump(values, file)
         file.flush()
         printed = run("helm", "template", release, str(CHART), "--values", file.name, "--namespace", "wharfinger")
-    found = [one for one in yaml.safe_load_all(printed) if one is not None]
+    found = [one for one in yaml.load_all(printed, yaml.CSafeLoader) if one is not None]
     return [_plain(one) for one in found if "helm.sh/hook" not in one["metadata"].get("annotations", {})]
 
 
@@ -339,40 +342,21 @@ def template() -> Manifest:
 
 
 def model_template() -> Manifest:
-    """OpenShift's Template of a Job: what the chart's worker does before it starts where its model is a file."""
+    """OpenShift's Template of a Job that registers a model."""
     stand_ins = {parameter.name: parameter.stand_in for parameter in MODEL_PARAMETERS}
-    pool = {"name": stand_ins["MODEL"], "model": stand_ins["MODEL_FILE"], "engine": stand_ins["ENGINE"]}
     values = {
         **BASE,
         "database": {"existingSecret": stand_ins["DATABASE_SECRET"]},
-        "pools": [{**pool, "image": stand_ins["IMAGE"]}],
+        "pools": [
+            {
+                "name": stand_ins["MODEL"],
+                "model": stand_ins["MODEL_FILE"],
+                "engine": stand_ins["ENGINE"],
+                "image": stand_ins["IMAGE"],
+            }
+        ],
     }
-    objects = chart(str(stand_ins["NAME"]), values)
-    [worker] = [one for one in objects if one["metadata"]["labels"].get("wharfinger/pool") and _is_deployment(one)]
-    pod = worker["spec"]["template"]
-    labels = {key: value for key, value in pod["metadata"]["labels"].items() if key != "wharfinger/pool"}
-    spec: Manifest = pod["spec"]
-    waiting, registering = spec["initContainers"]
-    kept = ("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext", "volumes")
-    job: Manifest = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": f"{stand_ins['NAME']}-model-${{REVISION}}", "labels": labels},
-        "spec": {
-            "backoffLimit": 3,
-            "activeDeadlineSeconds": 1800,
-            "ttlSecondsAfterFinished": 86400,
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    **{key: spec[key] for key in kept},
-                    "restartPolicy": "Never",
-                    "initContainers": [waiting],
-                    "containers": [registering],
-                },
-            },
-        },
-    }
+    job = _registering_job(chart(str(stand_ins["NAME"]), values), f"{stand_ins['NAME']}-model-${{REVISION}}")
     return {
         "apiVersion": "template.openshift.io/v1",
         "kind": "Template",
@@ -388,10 +372,6 @@ def model_template() -> Manifest:
         "parameters": [parameter.declaration() for parameter in MODEL_PARAMETERS],
         "objects": [_parametrised(job, MODEL_PARAMETERS)],
     }
-
-
-def _is_deployment(manifest: Manifest) -> bool:
-    return bool(manifest["kind"] == "Deployment")
 
 
 def dump(document: Any) -> str:
@@ -416,6 +396,37 @@ def _plain(manifest: Manifest) -> Manifest:
                     if not marks:
                         del node[kind]
     return manifest
+
+
+def _registering_job(objects: Iterable[Manifest], name: str) -> Manifest:
+    """What the worker of a pool whose model is a file does before it starts. Its pods are not the pool's."""
+    [worker] = [
+        one for one in objects if one["kind"] == "Deployment" and "wharfinger/pool" in one["metadata"]["labels"]
+    ]
+    pod = worker["spec"]["template"]
+    labels = {key: value for key, value in pod["metadata"]["labels"].items() if key != "wharfinger/pool"}
+    spec: Manifest = pod["spec"]
+    waiting, registering = spec["initContainers"]
+    kept = ("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext", "volumes")
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "backoffLimit": 3,
+            "activeDeadlineSeconds": 1800,
+            "ttlSecondsAfterFinished": 86400,
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    **{key: spec[key] for key in kept},
+                    "restartPolicy": "Never",
+                    "initContainers": [waiting],
+                    "containers": [registering],
+                },
+            },
+        },
+    }
 
 
 def _base(folder: Path, objects: list[Manifest]) -> dict[Path, str]:

@@ -20,6 +20,7 @@ from broker.maintenance.migrate.settings import MigrateSettings
 from broker.maintenance.verify.settings import VerifySettings
 from broker.relay.settings import RelaySettings
 from broker.settings import BrokerSettings
+from contracts.manifests import CHART, VERSION
 from custody.settings import load
 from inference_worker.settings import WorkerSettings
 from tests.deploy.conftest import DEPLOY
@@ -176,6 +177,17 @@ def test_the_migration_is_asked_for_what_the_cluster_asks_it_for(host: Host, tem
     [container] = job["spec"]["template"]["spec"]["containers"]
     options = [word for word in container["args"] if not word.startswith("/")]
     assert [word for word in host.services["migrate"]["command"] if not word.startswith("/")] == options
+
+
+def test_its_images_are_those_of_the_chart(host: Host) -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    broker, worker = f"{values['image']['broker']}:{VERSION}", f"{values['image']['workerCpu']}:{VERSION}"
+    assert {name: service["image"] for name, service in host.services.items()} == {
+        "postgres": values["evaluation"]["postgres"]["image"],
+        "rabbitmq": values["evaluation"]["rabbitmq"]["image"],
+        **dict.fromkeys(("migrate", "broker", "relay", "cleanup", "verify"), broker),
+        **dict.fromkeys(("worker", "models"), worker),
+    }
 
 
 def test_no_secret_is_in_the_file() -> None:
