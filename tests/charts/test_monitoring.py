@@ -14,7 +14,7 @@ from broker.room import Room
 from custody.pressure import Watermarks
 from custody.volume import Volume
 from inference_worker.metrics import WorkerMetrics
-from tests.charts.rendering import CHART, QUEUED, objects, rendered
+from tests.charts.rendering import CHART, QUEUED, objects, rendered, selects
 from tests.conftest import ROOT
 
 METRIC = re.compile(r"\bwharf_[a-z_]+\b")
@@ -85,11 +85,10 @@ def test_dashboards_come_whole_in_their_config_maps() -> None:
 
 def test_each_alert_has_a_runbook() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    chapter = page[page.index("## Alerts and their runbooks") :].partition("\n## ")[2].partition("\n## ")[0]
     chapter = page.partition("## Alerts and their runbooks")[2].partition("\n## ")[0]
     sections = {
         re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-"): text
-        for title, text in re.findall(r"### (.+)\n\n(.+?)(?=\n###|\Z)", chapter, re.DOTALL)
+        for title, text in re.findall(r"^### ([^\n]+)\n\n(.+?)(?=^### |\Z)", chapter, re.DOTALL | re.MULTILINE)
     }
     led_to = set()
     for rule in rules():
@@ -114,8 +113,13 @@ def test_alerts_name_their_own_namespace_and_the_page_that_is_wanted() -> None:
 
 
 def test_monitors_find_the_port_of_the_metrics() -> None:
-    found = {o["kind"]: o for o in objects("everything") if o["kind"] in ("ServiceMonitor", "PodMonitor", "Service")}
-    ports = {port["name"] for port in found["Service"]["spec"]["ports"]}
+    found = {o["kind"]: o for o in objects("everything") if o["kind"] in ("ServiceMonitor", "PodMonitor")}
+    [service] = [
+        o
+        for o in objects("everything")
+        if o["kind"] == "Service" and selects(found["ServiceMonitor"]["spec"]["selector"], o["metadata"]["labels"])
+    ]
+    ports = {port["name"] for port in service["spec"]["ports"]}
     assert found["ServiceMonitor"]["spec"]["endpoints"][0]["port"] in ports
     assert found["ServiceMonitor"]["metadata"]["labels"]["release"] == "prometheus"
     wanted = found["PodMonitor"]["spec"]["podMetricsEndpoints"][0]["port"]
@@ -123,3 +127,8 @@ def test_monitors_find_the_port_of_the_metrics() -> None:
         if deployment["kind"] == "Deployment":
             [container] = deployment["spec"]["template"]["spec"]["containers"]
             assert wanted in {port["name"] for port in container["ports"]}
+
+
+def test_metrics_are_not_where_the_api_is() -> None:
+    [service] = [o for o in objects("external") if o["kind"] == "Service"]
+    assert [port["name"] for port in service["spec"]["ports"]] == ["http"]
