@@ -76,6 +76,8 @@ class Parameter:
     value: str | None = None
     required: bool = False
     generated_from: str | None = None
+    may_be_null: bool = False
+    """Then it is all of a value, and `null` leaves the field out."""
 
     def declaration(self) -> Manifest:
         said: Manifest = {"name": self.name, "description": self.description}
@@ -140,7 +142,14 @@ PARAMETERS = (
         generated_from="[a-z0-9]{8}",
         required=True,
     ),
-    Parameter("HOST", "Host name of the Route; empty: OpenShift chooses", "p-host.example.com", ""),
+    Parameter(
+        "HOST",
+        "Host name of the Route; null: OpenShift chooses",
+        "p-host.example.com",
+        "null",
+        required=True,
+        may_be_null=True,
+    ),
     Parameter("ROUTE_TIMEOUT", "Longest request through the Route, uploads included", "41004s", "3600s", True),
     Parameter("BROKER_REPLICAS", "How many brokers", 41005, "2", True),
     Parameter("RELAY_REPLICAS", "How many relays; a second takes over when one dies", 41006, "2", True),
@@ -506,13 +515,13 @@ def _identity(manifest: Manifest) -> tuple[str, str]:
 
 
 def _parametrised(node: Any, parameters: Iterable[Parameter]) -> Any:
-    """With parameters in place of stand-ins: ${{NAME}} for a number, ${NAME} within a text."""
+    """With parameters in place of stand-ins: ${{NAME}} for a number or null, ${NAME} within a text."""
     if isinstance(node, dict):
         return {_parametrised(key, parameters): _parametrised(value, parameters) for key, value in node.items()}
     if isinstance(node, list):
         return [_parametrised(one, parameters) for one in node]
     for parameter in parameters:
-        if isinstance(node, int) and node == parameter.stand_in:
+        if (isinstance(node, int) or parameter.may_be_null) and node == parameter.stand_in:
             return f"${{{{{parameter.name}}}}}"
         if isinstance(node, str) and parameter.stand_in is not None:
             node = node.replace(str(parameter.stand_in), f"${{{parameter.name}}}")

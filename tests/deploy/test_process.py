@@ -30,6 +30,11 @@ def test_double_braces_give_the_value_itself() -> None:
     assert made == {"n": 3, "list": [True], "word": "a"}
 
 
+def test_a_field_whose_value_is_null_is_left_out() -> None:
+    [made] = process(template({"d": "${{D}}", "b": "${B}"}), {"D": "null"})
+    assert made == {"b": "3"}
+
+
 def test_a_generated_value_has_the_form_of_its_expression_and_yields_to_a_given_one() -> None:
     [made] = process(template({"c": "${C}"}), {"D": "d"})
     assert re.fullmatch(r"c-[a-f0-9]{20}", made["c"])

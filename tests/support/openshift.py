@@ -23,8 +23,8 @@ class ProcessError(Exception):
 
 
 def process(template: Mapping[str, Any], given: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The Template's objects with `given` parameters. Raises `ProcessError`: for an unknown parameter, a required one
-    without a value, and a reference to one that is not declared."""
+    """The Template's objects with `given` parameters; a field that becomes null is left out. Raises `ProcessError`: for
+    an unknown parameter, a required one without a value, and a reference to one that is not declared."""
     declared = {parameter["name"]: parameter for parameter in template["parameters"]}
     unknown = sorted(set(given) - set(declared))
     if unknown:
@@ -69,7 +69,8 @@ def _drawn(found: re.Match[str]) -> str:
 
 def _substituted(node: Any, values: Mapping[str, str]) -> Any:
     if isinstance(node, dict):
-        return {_substituted(key, values): _substituted(value, values) for key, value in node.items()}
+        found = {_substituted(key, values): _substituted(value, values) for key, value in node.items()}
+        return {key: value for key, value in found.items() if value is not None}
     if isinstance(node, list):
         return [_substituted(one, values) for one in node]
     if not isinstance(node, str):
