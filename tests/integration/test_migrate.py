@@ -343,10 +343,10 @@ async def test_who_may_not_make_logins_is_told_so(bare, tmp_path):
 async def test_waiting_ends_when_the_volume_is_prepared_too(fresh, tmp_path):
     volume = Volume(tmp_path / "volume", instance="migrate")
     await migrate(fresh, None)
-    await wait_until_migrated(fresh, None, 10)
+    await wait_until_migrated(fresh, 10)
     with pytest.raises(StartError, match=r"Not within 0\.1 s.*is not prepared"):
-        await wait_until_migrated(fresh, volume, 0.1)
-    waiting = asyncio.create_task(wait_until_migrated(fresh, volume, 60))
+        await wait_until_migrated(fresh, 0.1, volume)
+    waiting = asyncio.create_task(wait_until_migrated(fresh, 60, volume))
     await asyncio.sleep(0)
     await migrate(fresh, volume)
     await waiting

@@ -66,7 +66,7 @@ def migrate(
         volume = Volume(settings.volume, instance="migrate") if settings.volume else None
         told = "The database is up to date." + (f" The volume {volume.root} is ready." if volume else "")
         if wait:
-            asyncio.run(wait_until_migrated(url, volume, WAIT_SECONDS if seconds is None else seconds))
+            asyncio.run(wait_until_migrated(url, WAIT_SECONDS if seconds is None else seconds, volume))
             typer.echo(told)
             return
         applied = asyncio.run(bring_up(url, volume))

@@ -173,7 +173,7 @@ def roles_script() -> str:
     return _schema_folder().joinpath("roles.sql").read_text()
 
 
-async def wait_until_migrated(url: str, volume: Volume | None, seconds: float) -> None:
+async def wait_until_migrated(url: str, seconds: float, volume: Volume | None = None) -> None:
     """Until the schema has all of this program's migrations, be it newer or not, and the volume, where there is one, is
     prepared. `url` may be a process's. Raises `StartError` where that takes longer."""
     needed = _migrations()[-1]
