@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from contracts import manifests
+from contracts.helm import ToolMissingError
 from contracts.manifests import rendered
 from tests.deploy.conftest import DEPLOY
 from tests.support.pods import breaches, containers, pods
@@ -60,6 +61,21 @@ def test_what_the_chart_no_longer_has_is_found(
         manifests.manifests(check=True)
     assert "relay.yaml: no longer rendered" in capsys.readouterr().out
     assert path.exists()
+
+
+def test_without_helm_the_check_says_so_and_fails_in_ci_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> dict[Path, str]:
+        raise ToolMissingError("no helm here")
+
+    monkeypatch.setattr(manifests, "rendered", missing)
+    monkeypatch.delenv("CI", raising=False)
+    manifests.manifests(check=True)
+    assert "was not compared with the chart: no helm here" in capsys.readouterr().err
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(SystemExit, match="no helm here"):
+        manifests.manifests(check=True)
 
 
 def test_no_object_has_helms_marks_or_a_secret_in_it() -> None:
