@@ -41,6 +41,7 @@ BASE: Mapping[str, Any] = {
 }
 GPU_TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 COMPONENTS: Mapping[str, Mapping[str, Any]] = {
+    "autoscaling": {"poolDefaults": {"autoscaling": {"enabled": True}}},
     "gpu": {
         "pools": [
             {"name": "yolo11n", "model": "yolo11n"},
@@ -286,11 +287,9 @@ def rendered() -> dict[Path, str]:
     component = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component"}
     for name, values in COMPONENTS.items():
         more = [_mark_settings(one, None) for one in chart("wharfinger", {**BASE, **values})]
-        changed = [_identity(one) for one in more if common.get(_identity(one), one) != one]
-        assert not changed, f"the component {name} would have to change {changed}"
-        files |= _folder(
-            kustomize / "components" / name, [one for one in more if _identity(one) not in common], component
-        )
+        changed = [one for one in more if common.get(_identity(one), one) != one]
+        added = [one for one in more if _identity(one) not in common]
+        files |= _folder(kustomize / "components" / name, added, {**component, **_patches(changed, common)})
     pool = {"name": "yolo11n", "model": "/models/yolo11n.onnx", "image": f"wharfinger-model:{VERSION}"}
     job = _registering_job(chart("wharfinger", {**BASE, "pools": [pool]}), "wharfinger-model-yolo11n")
     files |= _folder(kustomize / "components" / "model", [job], component)
@@ -508,6 +507,18 @@ def _folder(folder: Path, objects: list[Manifest], kustomization: Manifest) -> d
         {**kustomization, "resources": [path.name for path in files]}
     )
     return files
+
+
+def _patches(changed: Iterable[Manifest], common: Mapping[tuple[str, str], Manifest]) -> Manifest:
+    """What a component takes from objects of the base: the replicas of what KEDA scales, and nothing else."""
+    patches = []
+    for one in changed:
+        former = copy.deepcopy(common[_identity(one)])
+        del former["spec"]["replicas"]
+        assert former == one, f"a component would have to change {_identity(one)}"
+        target = {"kind": one["kind"], "name": one["metadata"]["name"]}
+        patches.append({"target": target, "patch": "- {op: remove, path: /spec/replicas}\n"})
+    return {"patches": patches} if patches else {}
 
 
 def _identity(manifest: Manifest) -> tuple[str, str]:

@@ -166,3 +166,18 @@ def test_each_component_builds_on_the_base(component: str, tools: Callable[..., 
         for one in yaml.load_all(path.read_text(), yaml.CSafeLoader)
     }
     assert {identity for identity in made if identity[0] != "ConfigMap" or identity in named} == named
+
+
+def test_what_keda_scales_has_no_replicas_of_its_own(tools: Callable[..., str], tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
+    overlay = tmp_path / "kustomize" / "mine"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        "resources: [../overlays/production]\ncomponents: [../components/autoscaling]\nnamespace: wharfinger\n"
+    )
+    objects = list(yaml.load_all(tools("kubectl", "kustomize", str(overlay)), yaml.CSafeLoader))
+    [scaled] = [one["spec"]["scaleTargetRef"]["name"] for one in objects if one["kind"] == "ScaledObject"]
+    without = [
+        one["metadata"]["name"] for one in objects if one["kind"] == "Deployment" and "replicas" not in one["spec"]
+    ]
+    assert without == [scaled]
