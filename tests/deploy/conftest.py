@@ -11,6 +11,9 @@ from contracts.helm import ToolMissingError, run, tool
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
+OVERLAYS = ("dev", "production", "gpu")
+
+Manifest = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +31,15 @@ def tools() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def template() -> dict[str, Any]:
     return yaml.safe_load((DEPLOY / "openshift" / "template.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def built(tools: Callable[..., str]) -> dict[str, dict[tuple[str, str], Manifest]]:
+    """Overlay -> (kind, name) -> object."""
+    made = {}
+    for overlay in OVERLAYS:
+        printed = tools("kubectl", "kustomize", str(DEPLOY / "kustomize" / "overlays" / overlay))
+        objects = list(yaml.load_all(printed, yaml.CSafeLoader))
+        made[overlay] = {(one["kind"], one["metadata"]["name"]): one for one in objects}
+        assert len(made[overlay]) == len(objects)
+    return made

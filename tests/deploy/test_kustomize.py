@@ -11,24 +11,10 @@ import yaml
 from contracts import manifests
 from contracts.helm import ToolMissingError
 from contracts.manifests import rendered
-from tests.deploy.conftest import DEPLOY
+from tests.deploy.conftest import DEPLOY, OVERLAYS
 from tests.support.pods import breaches, containers, pods
 
 Manifest = dict[str, Any]
-
-OVERLAYS = ("dev", "production", "gpu")
-
-
-@pytest.fixture(scope="module")
-def built(tools: Callable[..., str]) -> dict[str, dict[tuple[str, str], Manifest]]:
-    """Overlay -> (kind, name) -> object."""
-    made = {}
-    for overlay in OVERLAYS:
-        printed = tools("kubectl", "kustomize", str(DEPLOY / "kustomize" / "overlays" / overlay))
-        objects = list(yaml.load_all(printed, yaml.CSafeLoader))
-        made[overlay] = {(one["kind"], one["metadata"]["name"]): one for one in objects}
-        assert len(made[overlay]) == len(objects)
-    return made
 
 
 @pytest.fixture(scope="module")

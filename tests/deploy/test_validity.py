@@ -1,6 +1,5 @@
 """What deploy/ makes is what Kubernetes and OpenShift take: no field that they do not know."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -18,10 +17,11 @@ NEEDED = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "n
 MODEL = {"MODEL": "parcels", "MODEL_FILE": "/models/parcels.onnx", "IMAGE": "parcels:3"}
 
 
-@pytest.mark.parametrize("overlay", ["dev", "production", "gpu"])
-def test_an_overlay_is_valid(overlay: str, tools: Callable[..., str]) -> None:
-    printed = tools("kubectl", "kustomize", str(DEPLOY / "kustomize" / "overlays" / overlay))
-    for one in yaml.load_all(printed, yaml.CSafeLoader):
+@pytest.mark.parametrize("overlay", ["dev", "gpu"])
+def test_an_overlay_is_valid(overlay: str, built: dict[str, dict[tuple[str, str], Any]]) -> None:
+    """That of production is a part of gpu's."""
+    assert len(built[overlay]) > 20
+    for one in built[overlay].values():
         kubernetes_validate.validate(one, VERSION, strict=True)
 
 
