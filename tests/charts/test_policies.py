@@ -304,6 +304,8 @@ def test_policies_let_through_what_is_needed_and_no_more() -> None:
 
     deny = reached("deny", "everything")
     assert "ingress" not in deny
+    assert deny["policyTypes"] == ["Ingress", "Egress"]
+    assert all(selects(deny["podSelector"], each.labels) for each in pods("everything"))
     assert {port["port"] for rule in deny["egress"] for port in rule["ports"]} == {53, 5353}
     assert reached("to-database", "everything")["egress"] == [
         {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}

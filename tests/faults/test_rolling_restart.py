@@ -23,7 +23,7 @@ from tests.faults.fleet import WORKER
 from tests.support.balancer import Balancer
 
 LEAVE_SECONDS = 1.0
-PAUSE_SECONDS = 0.1
+PAUSE_SECONDS = 0.3
 
 
 @pytest.fixture
