@@ -15,7 +15,7 @@ SEED ?=
 REQUESTS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up bench check setup schema test-ultralytics faults soak
+.PHONY: help demo test up bench check setup schema manifests test-ultralytics faults soak
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,9 +46,13 @@ check: setup ## Lint, types, architecture rules, generated contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m contracts --check
+	@$(BIN)/python -m contracts.manifests --check
 
 schema: setup ## Write the generated contracts anew: OpenAPI, the schema's SQL, the README's table of settings
 	@$(BIN)/python -m contracts
+
+manifests: setup ## Render deploy/ anew from the chart: the kustomize base, OpenShift's template
+	@$(BIN)/python -m contracts.manifests
 
 setup: .venv/ready ## Make the environment in .venv
 

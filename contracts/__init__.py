@@ -3,5 +3,6 @@
 schema/openapi.json    the HTTP API
 schema/schema.sql      the database as the migrations leave it
 README.md              the table of environment variables
+deploy/                what contracts.manifests renders from the chart
 charts/wharfinger/     the README's table of values, and the settings that values.schema.json knows
 """

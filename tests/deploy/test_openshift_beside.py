@@ -1,0 +1,107 @@
+"""deploy/openshift/model.yaml and secrets.yaml, the Templates beside the service's."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from psycopg.conninfo import conninfo_to_dict
+
+from tests.deploy.conftest import DEPLOY
+from tests.support.openshift import process, references
+from tests.support.pods import breaches, environment, pods
+
+Manifest = dict[str, Any]
+
+MODEL = {"MODEL": "parcels", "MODEL_FILE": "/models/parcels.onnx", "IMAGE": "registry.example.com/ml/parcels:3"}
+SECRETS = {"DATABASE_HOST": "db", "DATABASE_PASSWORD": "p%40ss", "QUEUE_HOST": "mq", "QUEUE_PASSWORD": "word"}
+
+
+@pytest.fixture(scope="module")
+def model_template() -> Manifest:
+    return yaml.safe_load((DEPLOY / "openshift" / "model.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def secrets_template() -> Manifest:
+    return yaml.safe_load((DEPLOY / "openshift" / "secrets.yaml").read_text())
+
+
+def test_the_job_registers_the_file_of_the_image_under_its_name(model_template: Manifest) -> None:
+    [job] = process(model_template, MODEL)
+    pod = job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["image"] == MODEL["IMAGE"]
+    assert container["args"] == ["models", "add", "/models/parcels.onnx", "--name", "parcels", "--engine", "openvino"]
+    assert {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")} == {
+        "/srv/wharf/models",
+        "/tmp",
+    }
+
+
+def test_the_job_runs_as_the_template_s_workers_do(model_template: Manifest, template: Manifest) -> None:
+    [job] = process(model_template, MODEL)
+    needed = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "nfs"}
+    service = process(template, needed)
+    worker = next(pod for name, pod in pods(service) if name == "Deployment/wharfinger-worker-yolo11n")
+    [(_, pod)] = pods([job])
+    assert breaches(pod) == []
+    for key in ("serviceAccountName", "securityContext", "volumes"):
+        assert pod[key] == worker[key]
+    database = environment(pod["containers"][0])["WHARF_DATABASE_URL"]
+    assert database == environment(worker["containers"][0])["WHARF_DATABASE_URL"]
+
+
+def test_no_disruption_budget_and_no_deployment_takes_the_job_s_pods_for_its_own(
+    model_template: Manifest, template: Manifest
+) -> None:
+    [job] = process(model_template, MODEL)
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    needed = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "nfs"}
+    selectors = [
+        one["spec"]["selector"]["matchLabels"]
+        for one in process(template, needed)
+        if one["kind"] in ("Deployment", "PodDisruptionBudget")
+    ]
+    assert len(selectors) >= 8
+    assert not [selector for selector in selectors if selector.items() <= labels.items()]
+
+
+def test_the_secrets_have_the_keys_that_the_service_s_template_reads(
+    secrets_template: Manifest, template: Manifest
+) -> None:
+    made = {one["metadata"]["name"]: set(one["stringData"]) for one in process(secrets_template, SECRETS)}
+    read: dict[str, set[str]] = {}
+    needed = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "nfs"}
+    for _, pod in pods(process(template, needed)):
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            for entry in environment(container).values():
+                if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
+                    read.setdefault(reference["name"], set()).add(reference["key"])
+    assert made == read
+
+
+def test_each_login_has_a_user_and_a_new_password_of_its_own(secrets_template: Manifest) -> None:
+    passwords = set()
+    for _ in range(2):
+        urls = process(secrets_template, SECRETS)[0]["stringData"]
+        parts = {key: conninfo_to_dict(url) for key, url in urls.items()}
+        assert {part["host"] for part in parts.values()} == {"db"}
+        assert {part["sslmode"] for part in parts.values()} == {"require"}
+        assert parts["owner-url"]["password"] == "p@ss"
+        assert len({part["user"] for part in parts.values()}) == 5
+        passwords |= {part["password"] for key, part in parts.items() if key != "owner-url"}
+    assert len(passwords) == 8
+    assert all(re.fullmatch(r"[A-Za-z0-9]{40}", password) for password in passwords)
+
+
+def test_the_queue_s_url_is_one_of_rabbitmq_over_tls(secrets_template: Manifest) -> None:
+    urls = process(secrets_template, SECRETS)[1]["stringData"]
+    assert set(urls.values()) == {"amqps://wharf:word@mq:5671/%2F"}
+
+
+@pytest.mark.parametrize("name", ["model", "secrets"])
+def test_every_parameter_is_described_and_used(name: str) -> None:
+    found = yaml.safe_load((DEPLOY / "openshift" / f"{name}.yaml").read_text())
+    assert all(parameter["description"] for parameter in found["parameters"])
+    assert {parameter["name"] for parameter in found["parameters"]} == references(found["objects"])
