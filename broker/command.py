@@ -13,6 +13,7 @@ from prometheus_client import start_http_server
 
 from broker.app import build_app
 from broker.backlog import Backlog
+from broker.cluster import ClusterView
 from broker.connection import Connection
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
@@ -76,6 +77,7 @@ async def serve(settings: BrokerSettings) -> None:
             readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker, tell=metrics.tell),
             room=room,
             metrics=metrics,
+            cluster=ClusterView(settings.kubeconfig, instance=settings.instance),
             stopping=asyncio.Event(),
         )
         metrics.watch(room)
