@@ -7,14 +7,16 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import httpx
 import typer
 
+from broker.kubernetes import Kubernetes, KubernetesError
 from custody.cleanup import list_runs
 from custody.database import Database, Transaction, describe
 from custody.errors import CustodyError, StartError
@@ -25,21 +27,14 @@ from custody.settings import PressureSettings, QueueSettings, load
 from custody.transport.connection import Connection, Login, QueueError
 from custody.volume import Usage, Volume
 from inference_worker.cpus import granted_cpus
+from standalone import two_pods
+from standalone.finding import Finding
 from standalone.folder import socket_of_running
+from standalone.look_at_cluster import look_at_cluster
 from standalone.postgres import url_on
 from wharfinger import discovery
 
 SKEW_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`state`: ok, warning or fault. `advice`: what to do, where something is to be done."""
-
-    subject: str
-    state: str
-    detail: str
-    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,12 +49,29 @@ class SetUp:
 def doctor(
     data: Annotated[Path | None, typer.Option(help="The folder of `wharf up`, if not the usual one")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at a Kubernetes namespace, as kubectl would reach it")
+    ] = False,
+    namespace: Annotated[
+        str | None, typer.Option(help="With --cluster: where, if not where the login is at home")
+    ] = None,
+    release: Annotated[str | None, typer.Option(help="With --cluster: of several releases, this one")] = None,
+    probe: Annotated[str | None, typer.Option(hidden=True, help="In a pod of --cluster: PART:MEETING")] = None,
 ) -> None:
     """Check database, volume, queue, clock, models, server and secrets; status 1 where something is at fault.
 
     Looks at the `wharf up` of this machine, or at WHARF_DATABASE_URL and WHARF_VOLUME,
-    and at RabbitMQ where WHARF_AMQP_URL is set."""
+    and at RabbitMQ where WHARF_AMQP_URL is set.
+
+    With --cluster: at rights, pods, KEDA and Prometheus, and from two pods at volume, database and clocks."""
+    if cluster:
+        _print([*_cluster(namespace, release)], as_json=as_json)
+        return
     set_up = _set_up(data)
+    if probe is not None:
+        findings = [*asyncio.run(_database(set_up)), *_guarded("volume", _probe(set_up, probe))]
+        typer.echo(json.dumps([asdict(finding) for finding in findings]))
+        return
     findings = [
         *_machine(),
         *_secrets(set_up),
@@ -68,6 +80,10 @@ def doctor(
         *asyncio.run(_queue()),
         *_server(),
     ]
+    _print(findings, as_json=as_json)
+
+
+def _print(findings: Sequence[Finding], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -77,6 +93,20 @@ def doctor(
                 typer.echo(f"{'':18} -> {finding.advice}")
     if any(finding.state == "fault" for finding in findings):
         sys.exit(1)
+
+
+def _cluster(namespace: str | None, release: str | None) -> Iterator[Finding]:
+    try:
+        yield from look_at_cluster(Kubernetes.connect(namespace=namespace, usual=True), release)
+    except KubernetesError as error:
+        yield Finding("cluster", "fault", str(error), "Try `kubectl get pods` with the same login.")
+
+
+def _probe(set_up: SetUp, probe: str) -> Iterator[Finding]:
+    yield from _volume(set_up)
+    part, _, meeting = probe.partition(":")
+    assert set_up.volume is not None
+    yield from (two_pods.write if part == "write" else two_pods.read)(set_up.volume, meeting)
 
 
 def _set_up(data: Path | None) -> SetUp:
@@ -173,7 +203,7 @@ def _volume(set_up: SetUp) -> Iterator[Finding]:
         )
         return
     yield _room(set_up.volume)
-    probe = set_up.volume / "staging" / f"doctor.{os.getpid()}"
+    probe = set_up.volume / "staging" / f"doctor.{uuid4().hex}"
     moved = probe.with_suffix(".moved")
     began = time.monotonic()
     try:

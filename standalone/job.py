@@ -1,4 +1,4 @@
-"""`wharf cleanup --in-cluster`: a Job made from the release's CronJob, and its log as it comes."""
+"""What --in-cluster and `wharf doctor --cluster` start: a Job made from a CronJob, and its log as it comes."""
 
 import secrets
 import time
@@ -14,6 +14,7 @@ PATIENCE_SECONDS = 120.0
 """With an API that does not answer, as while it is upgraded."""
 
 MOST_NAMES = 3
+APART = "wharfinger/apart"
 Say = Callable[[str], None]
 
 
@@ -35,10 +36,20 @@ def cron_job(kubernetes: Kubernetes, component: str, release: str | None) -> Obj
     raise StartError(f"the namespace {kubernetes.namespace} has several releases: name one with --release: {releases}")
 
 
-def start(kubernetes: Kubernetes, cron_job: Object, arguments: Sequence[str]) -> str:
-    """The name of a new Job that does what the CronJob does, with `arguments` added to its command's."""
+def start(
+    kubernetes: Kubernetes,
+    cron_job: Object,
+    arguments: Sequence[str],
+    *,
+    instead: bool = False,
+    apart: str | None = None,
+) -> str:
+    """The name of a new Job that does what the CronJob does, with `arguments` added to its command's, or `instead` of
+    them. Jobs of the same `apart` run on different nodes, where there are some."""
     for attempt in range(1, MOST_NAMES + 1):
-        job = _job(cron_job, f"{cron_job['metadata']['name'][:46]}-now-{secrets.token_hex(3)}", arguments)
+        job = _job(cron_job, f"{cron_job['metadata']['name'][:46]}-now-{secrets.token_hex(3)}", arguments, instead)
+        if apart is not None:
+            _keep_apart(job["spec"]["template"], apart)
         try:
             return str(kubernetes.create_job(job)["metadata"]["name"])
         except KubernetesError as error:
@@ -105,10 +116,10 @@ class _Following:
             self._tell(f"{name} waits: {doing}")
 
 
-def _job(cron_job: Object, name: str, arguments: Sequence[str]) -> Object:
+def _job(cron_job: Object, name: str, arguments: Sequence[str], instead: bool) -> Object:
     template = deepcopy(cron_job["spec"]["jobTemplate"])
     container = _container(template["spec"]["template"]["spec"])
-    container["args"] = [*container.get("args", []), *arguments]
+    container["args"] = [*([] if instead else container.get("args", [])), *arguments]
     metadata = template.get("metadata", {})
     # As kubectl does: its CronJob takes it away in time, and no right on the CronJob's finalizers is needed.
     owner = {
@@ -129,6 +140,13 @@ def _job(cron_job: Object, name: str, arguments: Sequence[str]) -> Object:
         },
         "spec": template["spec"],
     }
+
+
+def _keep_apart(template: Any, mark: str) -> None:
+    template.setdefault("metadata", {}).setdefault("labels", {})[APART] = mark
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {APART: mark}}}
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    template["spec"]["affinity"] = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
 
 
 def _container(pod: Any) -> Any:

@@ -197,6 +197,7 @@ def pod(name: str, component: str, **given: Any) -> Object:
             "phase": "Running",
             "startTime": "2026-11-30T07:00:00Z",
             "containerStatuses": [status],
+            "conditions": [{"type": "Ready", "status": str(status["ready"])}],
             **given.get("status", {}),
         },
     }
