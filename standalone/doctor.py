@@ -69,7 +69,7 @@ def doctor(
         return
     set_up = _set_up(data)
     if probe is not None:
-        findings = [*asyncio.run(_database(set_up)), *_guarded("volume", _probe(set_up, probe))]
+        findings = [*asyncio.run(_database(set_up, models=False)), *_guarded("volume", _probe(set_up, probe))]
         typer.echo(json.dumps([asdict(finding) for finding in findings]))
         return
     findings = [
@@ -141,12 +141,14 @@ def _secrets(set_up: SetUp) -> Iterator[Finding]:
         yield Finding("secrets", "ok", f"{key} is for its owner only")
 
 
-async def _database(set_up: SetUp) -> list[Finding]:
+async def _database(set_up: SetUp, *, models: bool = True) -> list[Finding]:
+    """`models`: look at them too, which a cleanup's role may not."""
     if set_up.database_url is None:
         return [Finding("database", "fault", f"no service runs in {set_up.data}", "Start it with `wharf up`.")]
     try:
         async with Database(set_up.database_url, name="wharf doctor", size=1) as database:
-            return await _look_inside(database, set_up.volume)
+            found = await _look_inside(database, set_up.volume)
+            return [*found, *(await _models(database) if models else ())]
     except StartError as error:
         return [Finding("database", "fault", *_first_line_and_rest(str(error)))]
     except CustodyError as error:
@@ -159,12 +161,18 @@ async def _look_inside(database: Database, volume: Path | None) -> list[Finding]
         findings = [Finding("database", "ok", f"PostgreSQL {server.version} answers {server.user}")]
         findings.append(_clock("the database's", abs(server.clock - time.time())))
         findings += await _cleanups(transaction)
-        models = await list_models(transaction)
         if volume is not None:
             try:
                 await check_volume(transaction, Volume(volume, instance="doctor"))
             except StartError as error:
                 findings.append(Finding("volume", "fault", *_first_line_and_rest(str(error))))
+    return findings
+
+
+async def _models(database: Database) -> list[Finding]:
+    async with database.transaction() as transaction:
+        models = await list_models(transaction)
+    findings = []
     for model in models:
         living = f"{model.name}: version {model.versions[0].version}, {model.ready_workers} living workers"
         advice = "" if model.ready_workers else "Its jobs wait: start `wharf worker` with WHARF_MODEL set to it."
