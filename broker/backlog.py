@@ -6,18 +6,20 @@ no limit, however many come at once. What other brokers let in between two count
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from custody import pools
-from custody.database import Transaction
+from custody.database import Database, Transaction
 from custody.errors import CustodyError
 
 COUNT_AGAIN_SECONDS = 1.0
 COUNT_AGAIN_FACTOR = 20
 """A count that takes long, half a second for a million, is good for so many times as long."""
+
+WATCH_SECONDS = 5.0
 
 FORGET_SECONDS = 60.0
 
@@ -78,6 +80,19 @@ class Backlog:
     async def waiting(self, transaction: Transaction, pool: str) -> int:
         """Inputs that wait in the pool, of all tenants; never more than its limit."""
         return min(self._pool_limit, (await self._pool(transaction, pool)).waiting)
+
+    async def watch(self, database: Database, tell: Callable[[Mapping[str, int] | None], None]) -> None:
+        """Tells again and again what `waiting` says of every pool; None while the database does not answer."""
+        while True:
+            try:
+                async with database.transaction() as transaction:
+                    names = await pools.names(transaction)
+                    waiting = {name: await self.waiting(transaction, name) for name in names}
+            except CustodyError:
+                tell(None)
+            else:
+                tell(waiting)
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def room(self, transaction: Transaction, tenant: UUID, pool: str, inputs: int) -> tuple[Line, ...]:
         """The lines in which there is room for so many inputs. Raises `CustodyError` as `Admission.admit` says."""

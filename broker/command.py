@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Annotated
 
+import structlog
 import typer
 import uvicorn
 from prometheus_client import start_http_server
@@ -33,8 +34,13 @@ from custody.process import end_within, run
 from custody.tasks import Tasks
 from custody.volume import Volume
 
+log = structlog.get_logger()
+
 CLOSE_SECONDS = 5.0
 """After the drain, until the process has ended."""
+
+LAST_ANSWER = (b"connection", b"close")
+"""The header of an answer after which its connection ends."""
 
 
 def broker(
@@ -81,8 +87,8 @@ async def serve(settings: BrokerSettings) -> None:
             stopping=asyncio.Event(),
         )
         metrics.watch(room)
-        watching = asyncio.create_task(room.watch(), name="watch-room")
-        stack.callback(watching.cancel)
+        for name, watch in (("room", room.watch()), ("backlog", service.backlog.watch(database, metrics.tell_backlog))):
+            stack.callback(asyncio.create_task(watch, name=f"watch-{name}").cancel)
         if settings.metrics_port:
             _serve_metrics(settings, service)
         server = _Server(
@@ -118,18 +124,38 @@ def _serve_metrics(settings: BrokerSettings, service: Service) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends with status 0 when it was asked to end (uvicorn would send itself the signal once more), and lets those who
-    wait for a job go with its state as it is."""
+    """Asked to end, it leaves first: it says at /readyz that it does, and answers for a while what comes all the same,
+    each connection for the last time. A second signal cuts that short. Then it takes no more, and lets those who wait
+    for a job go with its state as it is. It ends with status 0; uvicorn would send itself the signal once more."""
 
     def __init__(self, service: Service, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._service = service
+        self._leaving: asyncio.TimerHandle | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
+            asyncio.get_running_loop().add_signal_handler(number, self._leave, number)
         yield
+
+    def _leave(self, number: int) -> None:
+        settings = self._service.settings
+        self._service.readiness.leave()
+        if self._leaving is None and settings.leave_seconds:
+            self._leaving = asyncio.get_running_loop().call_later(settings.leave_seconds, self._stop, number)
+            # A connection that is closed while a request comes in on it would lose that request.
+            self.config.encoded_headers.append(LAST_ANSWER)
+            self.server_state.default_headers = [*self.server_state.default_headers, LAST_ANSWER]
+            for connection in self.server_state.connections:
+                if isinstance(connection, Connection):
+                    connection.end_with_this_answer()
+            log.info("leaving", seconds=settings.leave_seconds)
+            end_within(settings.leave_seconds + settings.drain_seconds + CLOSE_SECONDS)
+            return
+        if self._leaving is not None:
+            self._leaving.cancel()
+        self._stop(number)
 
     def _stop(self, number: int) -> None:
         self._service.stopping.set()

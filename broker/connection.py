@@ -82,6 +82,11 @@ class Connection(HttpToolsProtocol):
         """What uvicorn calls for all that its parser cannot read."""
         self._refuse(self._refusal or CustodyError("malformed_request", "What came is no HTTP/1.1 request."))
 
+    def end_with_this_answer(self) -> None:
+        """Of a request that waits for its answer: it says that the connection ends."""
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_seconds, self._head_is_late)
 

@@ -1,5 +1,7 @@
 """What a broker counts."""
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from broker.room import Room
@@ -43,6 +45,10 @@ class BrokerMetrics:
             "wharf_blobs_quarantined", "Contents whose bytes are damaged or missing; 1000 is that many or more",
             registry=self.registry,
         )  # fmt: skip
+        self.pool_backlog = Gauge(
+            "wharf_pool_backlog", "Inputs that wait in a pool, of all tenants; every broker says the same", ["pool"],
+            registry=self.registry,
+        )  # fmt: skip
 
     def tell(self, run: Run | None, sweep_off: SweepOff | None, quarantined: int) -> None:
         """`run`: the newest cleanup."""
@@ -58,6 +64,14 @@ class BrokerMetrics:
             self.cleanup.labels(figure).set(value)
         if run.started_at is not None:
             self.cleanup.labels("started_seconds").set(run.started_at.timestamp())
+
+    def tell_backlog(self, waiting: Mapping[str, int] | None) -> None:
+        """By pool. None: it is not known, and an old figure would keep workers, or send them away."""
+        if waiting is None:
+            self.pool_backlog.clear()
+            return
+        for pool, inputs in waiting.items():
+            self.pool_backlog.labels(pool).set(inputs)
 
     def watch(self, room: Room) -> None:
         """From now on the volume's figures are served too."""

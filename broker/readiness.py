@@ -38,13 +38,20 @@ class Readiness:
         self._room = room
         self._needs_worker = needs_worker
         self._tell = tell
+        self._leaving = False
         self._checking = asyncio.Lock()
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._found: Mapping[str, str] = {}
         self._found_at = -GOOD_SECONDS
 
+    def leave(self) -> None:
+        """From now on, and in its next answer, the broker takes no more work than what comes all the same."""
+        self._leaving = True
+
     async def checks(self) -> Mapping[str, str]:
         """What each part answered: `ok`, or what is wrong with it."""
+        if self._leaving:
+            return {**self._found, "broker": "was asked to end"}
         async with self._checking:
             if time.monotonic() - self._found_at >= GOOD_SECONDS:
                 self._found = await self._look()

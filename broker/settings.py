@@ -38,8 +38,15 @@ class BrokerSettings(PressureSettings, VolumeSettings, RetentionSettings, Proces
         lt=2**31,
         description="Inputs of one tenant that may wait for one model before its jobs get 429",
     )
+    leave_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="After SIGTERM /readyz says so, and requests are taken for so long, until every proxy knows it",
+    )
     drain_seconds: float = Field(
-        default=25.0, ge=0, description="After SIGTERM, time for open requests before they are cut off"
+        default=25.0,
+        ge=0,
+        description="After SIGTERM and WHARF_LEAVE_SECONDS, time for open requests before they are cut off",
     )
     max_wait_seconds: float = Field(default=60.0, ge=0, description="Longest `Prefer: wait` that is granted")
     default_model: str | None = Field(

@@ -118,16 +118,42 @@ def _not_the_operators(deed: str) -> CustodyError:
 
 async def first_key(transaction: Transaction, tenant: str) -> NewKey:
     """An admin's key of the operator's tenant, for whoever holds the owner's role: the way in."""
+    return await _add_key(transaction, await _operators_tenant(transaction, tenant), tenant, "first key", Role.ADMIN)
+
+
+async def admit_key(transaction: Transaction, tenant: str, secret: str) -> None:
+    """As `first_key`, with a secret that somebody else has made; admitted again it changes nothing.
+
+    Raises `CustodyError("forbidden")` where it is another tenant's or role's, or revoked."""
+    tenant_id = await _operators_tenant(transaction, tenant)
+    await transaction.execute(
+        """
+        INSERT INTO wharf.api_keys (id, tenant_id, name, role, secret_sha256) VALUES (%s, %s, 'admitted key', %s, %s)
+        ON CONFLICT (secret_sha256) DO NOTHING
+        """,
+        [new_id(), tenant_id, Role.ADMIN.value, _fingerprint(secret)],
+    )
+    known = await authenticate(transaction, secret)
+    if known is None:
+        raise CustodyError("forbidden", "The key was revoked. Put a new one in its place.")
+    if (known.tenant_id, known.role) != (tenant_id, Role.ADMIN):
+        raise CustodyError(
+            "forbidden", f"The key is already one of {known.tenant}'s, with the role {known.role.value}."
+        )
+
+
+async def _operators_tenant(transaction: Transaction, name: str) -> UUID:
+    """Made where it is missing."""
     found = await transaction.execute(
         """
         INSERT INTO wharf.tenants AS t (id, name, operator) VALUES (%s, %s, true)
         ON CONFLICT (name) DO UPDATE SET operator = true RETURNING t.id
         """,
-        [new_id(), tenant],
+        [new_id(), name],
     )
     row = await found.fetchone()
     assert row is not None
-    return await _add_key(transaction, row["id"], tenant, "first key", Role.ADMIN)
+    return UUID(str(row["id"]))
 
 
 async def _tenant(found: psycopg.AsyncCursor[DictRow]) -> Tenant:

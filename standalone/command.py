@@ -12,15 +12,8 @@ import httpx
 import typer
 from pydantic import SecretStr
 
-from broker.maintenance.migrate.migration import (
-    clear_worker,
-    ensure_database,
-    first_key,
-    key_works,
-    migrate,
-    process_urls,
-    write_key,
-)
+from broker.maintenance.migrate.logins import process_urls
+from broker.maintenance.migrate.migration import clear_worker, ensure_database, first_key, key_works, migrate, write_key
 from custody.errors import StartError
 from custody.models import name_of
 from custody.settings import load

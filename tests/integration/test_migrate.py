@@ -5,12 +5,24 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from broker.maintenance.migrate import migration as maintenance
-from broker.maintenance.migrate.migration import first_key, key_works, migrate, process_urls, roles_script, write_key
+from broker.maintenance.migrate.logins import ensure_logins, process_urls
+from broker.maintenance.migrate.migration import (
+    admit_key,
+    first_key,
+    key_works,
+    migrate,
+    read_key,
+    roles_script,
+    wait_until_migrated,
+    write_key,
+)
 from custody.database import Database
 from custody.errors import StartError
 from custody.ids import new_id
@@ -55,6 +67,18 @@ def bare(bare_server):
         run(bare_server.url(), f"DROP DATABASE {name} WITH (FORCE)")
     for role in maintenance.ROLES:
         run(bare_server.url(), f"DROP ROLE IF EXISTS {role}")
+
+
+@pytest.fixture
+def passwords(bare):
+    """That server, asking for passwords of all but those who make the others."""
+    rules = Path(run(bare.url(), "SHOW hba_file")[0][0])
+    before = rules.read_text()
+    rules.write_text("local all postgres,dba trust\nlocal all all scram-sha-256\n")
+    run(bare.url(), "SELECT pg_reload_conf()")
+    yield bare
+    rules.write_text(before)
+    run(bare.url(), "SELECT pg_reload_conf()")
 
 
 @pytest.fixture
@@ -237,6 +261,95 @@ def test_a_key_is_written_for_its_owners_eyes_and_over_nothing(tmp_path):
     with pytest.raises(StartError, match=r"File exists.*Name a new file"):
         write_key(path, "another")
     assert path.read_text() == "wharf_secret\n"
+
+
+async def test_a_key_that_somebody_made_is_admitted_as_an_admins_once(installation, tmp_path):
+    url, file = installation.url(), tmp_path / "key"
+    file.write_text(f"wharf_{'k' * 32}\n")
+    secret = read_key(file)
+    for _ in range(2):
+        await admit_key(url, "default", secret)
+    assert await key_works(url, f"wharf_{'k' * 32}")
+    assert run(url, "SELECT t.name, t.operator, k.role FROM wharf.tenants t JOIN wharf.api_keys k ON true") == [
+        ("default", True, "admin")
+    ]
+    with pytest.raises(StartError, match="already one of default's, with the role admin"):
+        await admit_key(url, "another", secret)
+    assert run(url, "SELECT name FROM wharf.tenants") == [("default",)]
+    run(url, "UPDATE wharf.api_keys SET revoked_at = now()")
+    with pytest.raises(StartError, match="was revoked"):
+        await admit_key(url, "default", secret)
+    assert not await key_works(url, secret)
+
+
+@pytest.mark.parametrize("content", ["", "wharf_short", f"wharf_{'k' * 32} {'k' * 32}", "k" * 64])
+def test_what_is_no_key_is_not_admitted_and_not_told(tmp_path, content):
+    file = tmp_path / "key"
+    file.write_text(content)
+    with pytest.raises(StartError, match="holds no key") as told:
+        read_key(file)
+    assert not content or content not in str(told.value)
+
+
+async def test_the_users_of_the_urls_in_a_folder_may_log_in_each_in_its_role(passwords, tmp_path):
+    url = passwords.url("dba", "wharf")
+    run(passwords.url(), "ALTER DATABASE wharf OWNER TO dba")
+    await migrate(url, None)
+    urls = dict(zip(maintenance.ROLES[1:], ("api", "relay", "worker", "wharf_cleanup"), strict=True))
+    try:
+        for password in ("first", "p@ss'word"):
+            for role, user in urls.items():
+                (tmp_path / role).write_text(f"postgresql://{user}:{quote(password)}@nowhere:5432/wharf\n")
+            for _ in range(2):
+                assert await ensure_logins(url, tmp_path) == list(urls.values())
+            for role, user in urls.items():
+                login = make_conninfo(passwords.url(user, "wharf"), password=password)
+                async with Database(login, name="test", role=role, size=1):
+                    pass
+                with pytest.raises(StartError, match="password authentication failed"):
+                    await Database(make_conninfo(login, password="another"), name="test").open()
+    finally:
+        for user in ("api", "relay", "worker"):
+            run(passwords.url(), f"DROP ROLE IF EXISTS {user}")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({}, "has none of the files wharf_api"),
+        ({"wharf_api": "postgresql://api@db/wharf"}, "no URL with a user and a password"),
+        ({"wharf_api": "geheim://"}, "no URL with a user and a password"),
+        ({"wharf_api": "postgresql://postgres:geheim@db/wharf"}, "postgres is a superuser"),
+        (dict.fromkeys(("wharf_api", "wharf_relay"), "postgresql://same:geheim@db/wharf"), "name the same user"),
+    ],
+)
+async def test_logins_that_cannot_be_are_refused_without_telling_a_password(installation, tmp_path, content, fault):
+    for role, text in content.items():
+        (tmp_path / role).write_text(text)
+    before = run(installation.url(), "SELECT rolname, rolpassword FROM pg_authid ORDER BY 1")
+    with pytest.raises(StartError, match=fault) as told:
+        await ensure_logins(installation.url(), tmp_path)
+    assert "geheim" not in str(told.value)
+    assert run(installation.url(), "SELECT rolname, rolpassword FROM pg_authid ORDER BY 1") == before
+
+
+async def test_who_may_not_make_logins_is_told_so(bare, tmp_path):
+    run(bare.url(), roles_script())
+    (tmp_path / "wharf_api").write_text("postgresql://api:geheim@db/wharf")
+    with pytest.raises(StartError, match="may not make logins"):
+        await ensure_logins(bare.url("plain", "wharf"), tmp_path)
+
+
+async def test_waiting_ends_when_the_volume_is_prepared_too(fresh, tmp_path):
+    volume = Volume(tmp_path / "volume", instance="migrate")
+    await migrate(fresh, None)
+    await wait_until_migrated(fresh, 10)
+    with pytest.raises(StartError, match=r"Not within 0\.1 s.*is not prepared"):
+        await wait_until_migrated(fresh, 0.1, volume)
+    waiting = asyncio.create_task(wait_until_migrated(fresh, 60, volume))
+    await asyncio.sleep(0)
+    await migrate(fresh, volume)
+    await waiting
 
 
 async def test_every_process_gets_a_login_of_its_own_that_cannot_go_around_the_wall(bare):

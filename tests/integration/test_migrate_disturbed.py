@@ -294,6 +294,26 @@ def test_migrate_wait_says_what_it_waits_for_and_ends(fresh):
     assert (migrated.returncode, migrated.stdout) == (0, "The database is up to date.\n")
 
 
+def test_what_a_cluster_says_to_migrate_may_be_said_any_number_of_times(fresh, tmp_path):
+    (tmp_path / "api-key").write_text(f"wharf_{'a' * 43}")
+    (tmp_path / "wharf_relay").write_text("postgresql://wharf_relay:geheim@postgres:5432/wharf")
+    volume = tmp_path / "volume"
+    environment = clean_environment({"WHARF_DATABASE_URL": fresh, "WHARF_VOLUME": str(volume)})
+    cluster = ("--admit-key", str(tmp_path / "api-key"), "--logins", str(tmp_path), "--tenant", "operators")
+    for arguments in (cluster, cluster, ("--wait", "5")):
+        ended = subprocess.run([*WHARF, "migrate", *arguments], env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert f"The database is up to date. The volume {volume} is ready." in ended.stdout
+        assert "geheim" not in ended.stdout + ended.stderr
+        assert "aaaa" not in ended.stdout + ended.stderr
+    assert run(fresh, "SELECT t.name FROM wharf.tenants t JOIN wharf.api_keys k ON k.tenant_id = t.id") == [
+        ("operators",)
+    ]
+    [(verifier,)] = run(fresh, "SELECT rolpassword FROM pg_authid WHERE rolname = 'wharf_relay'")
+    assert verifier.startswith("SCRAM-SHA-256$")
+    run(fresh, "ALTER ROLE wharf_relay PASSWORD NULL")
+
+
 def run(url, statement, *values):
     with psycopg.connect(url, autocommit=True) as connection:
         found = connection.execute(statement, values)

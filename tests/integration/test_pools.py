@@ -9,7 +9,9 @@ import pytest
 
 from broker import backlog
 from broker.backlog import Backlog
+from broker.metrics import BrokerMetrics
 from custody import models, pools
+from custody.database import Database
 from custody.errors import CustodyError
 from custody.ids import new_id
 from custody.wire import File, Parameters, PoolState, Priority
@@ -149,6 +151,25 @@ async def submit(domain: Domain, limits: Backlog, tenant: UUID, inputs: int = 1,
         )
 
 
+class Away:
+    """A database that can be away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.away = False
+
+    def transaction(self):
+        if self.away:
+            raise CustodyError("database_unavailable", "away")
+        return self._database.transaction()
+
+
+async def becomes(condition) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 async def refusal(domain: Domain, limits: Backlog, tenant: UUID, inputs: int = 1, pool: str = POOL) -> str | None:
     try:
         await submit(domain, limits, tenant, inputs, pool)
@@ -165,6 +186,30 @@ async def test_a_tenants_backlog_is_its_own_and_each_pools_is_apart(domain, acme
     assert await refusal(domain, limits, globex, 4) is None
     assert await refusal(domain, limits, globex, 1) == "pool_backlog_full"
     assert await refusal(domain, limits, acme, 8, "birds") is None
+
+
+async def test_what_waits_in_every_pool_is_a_metric_until_the_database_is_away(domain, acme, globex, monkeypatch):
+    monkeypatch.setattr(backlog, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(backlog, "COUNT_AGAIN_SECONDS", 0.0)
+    domain.add_model(POOL)
+    limits, metrics = Backlog(pool_limit=100, tenant_limit=100), BrokerMetrics()
+    database = Away(domain.api)
+
+    def shown(pool: str) -> float | None:
+        return metrics.registry.get_sample_value("wharf_pool_backlog", {"pool": pool})
+
+    watching = asyncio.create_task(limits.watch(database, metrics.tell_backlog))
+    try:
+        await becomes(lambda: shown(POOL) == 0)
+        await submit(domain, limits, acme, 3)
+        await submit(domain, limits, globex, 2)
+        await becomes(lambda: shown(POOL) == 5)
+        database.away = True
+        await becomes(lambda: shown(POOL) is None)
+        database.away = False
+        await becomes(lambda: shown(POOL) == 5)
+    finally:
+        watching.cancel()
 
 
 async def test_a_job_larger_than_a_limit_is_not_told_to_come_back(domain, acme):

@@ -1,5 +1,6 @@
 """Readiness: what it says of parts that answer, and of one that hangs."""
 
+import asyncio
 import threading
 
 from broker import readiness
@@ -40,3 +41,16 @@ async def test_a_volume_that_hangs_is_told_in_time_asked_once_and_ready_when_it_
         volume.answers.set()
     assert set((await ready.checks()).values()) == {"ok"}
     assert room.usage.free > 0
+
+
+async def test_a_broker_that_leaves_says_so_at_once_whatever_hangs(installation, api_database):
+    volume = HangingVolume(installation.volume, instance="broker")
+    ready = Readiness(api_database, volume, Room(volume, Watermarks(0.95, 0.9, 1 << 30)), needs_worker=False)
+    looking = asyncio.create_task(ready.checks())
+    try:
+        await asyncio.sleep(0)
+        ready.leave()
+        assert await asyncio.wait_for(ready.checks(), readiness.CHECK_SECONDS / 2) == {"broker": "was asked to end"}
+    finally:
+        volume.answers.set()
+        await looking

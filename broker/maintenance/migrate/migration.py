@@ -4,8 +4,6 @@ import asyncio
 import hashlib
 import os
 import re
-import secrets
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,11 @@ from uuid import UUID
 import psycopg
 import structlog
 from psycopg import AsyncConnection, sql
-from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 
 from custody import models, tenants
 from custody.database import ROLES, schema_version
-from custody.errors import StartError
+from custody.errors import CustodyError, StartError
 from custody.ids import new_id
 from custody.volume import Volume
 
@@ -34,6 +31,8 @@ ASK_AGAIN_SECONDS = 0.5
 
 WIDENS_JOBS = re.compile(r"ALTER\s+TABLE\s+wharf\.jobs\b[^;]*\bADD\s+COLUMN\b", re.IGNORECASE)
 """What the broker of v0.1.0, which reads jobs with SELECT *, must be led over: see `_end_sessions`."""
+
+ADMITTED_KEY = re.compile(r"wharf_[A-Za-z0-9_-]{32,}")
 
 NOT_IN_A_TRANSACTION = re.compile(r"(?:--[^\n]*\n)*?-- not in a transaction\n")
 STATEMENT = re.compile(
@@ -89,7 +88,7 @@ async def migrate(owner_url: str, volume: Volume | None) -> list[str]:
 
 async def _migrate(owner_url: str, volume: Volume | None) -> list[str]:
     async with await connect(owner_url) as connection:
-        await _be_the_only_one(connection)
+        await be_the_only_one(connection)
         try:
             await _ensure_roles(connection)
             await _become_owner(connection)
@@ -114,6 +113,29 @@ async def first_key(owner_url: str, tenant: str) -> str:
     return key.secret
 
 
+def read_key(path: Path) -> str:
+    """A key that somebody else has made. Raises `StartError` where the file holds none."""
+    try:
+        secret = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"--admit-key: {path} cannot be read: {error}") from None
+    if not ADMITTED_KEY.fullmatch(secret):
+        raise StartError(f"--admit-key: {path} holds no key: `wharf_` and 32 random letters, digits, - or _ or more.")
+    return secret
+
+
+async def admit_key(owner_url: str, tenant: str, secret: str) -> None:
+    """From now on it is an admin's key of the operator's tenant, which is made where it is missing. Raises
+    `StartError` where it is another's, or was revoked."""
+    async with await connect(owner_url) as connection:
+        try:
+            async with connection.transaction():
+                await connection.execute("SET LOCAL ROLE wharf_owner")
+                await tenants.admit_key(connection, tenant, secret)
+        except CustodyError as error:
+            raise StartError(f"--admit-key: {error.detail}") from None
+
+
 async def key_works(owner_url: str, secret: str) -> bool:
     async with await connect(owner_url) as connection:
         await connection.execute("SET ROLE wharf_api")
@@ -136,24 +158,6 @@ async def clear_worker(owner_url: str, worker: str) -> None:
         await models.forget_worker(connection, worker)
 
 
-async def process_urls(owner_url: str, installation: str) -> Mapping[str, str]:
-    """A login for each process, by role: member of it and of nothing else, with a password made now. For `wharf up`
-    on a server of yours; `installation` keeps two of them on one server apart."""
-    urls = {}
-    async with await connect(owner_url) as connection:
-        for role in ROLES[1:]:
-            login, password = f"{role}_{installation}", secrets.token_urlsafe(24)
-            if not await _exists(connection, login):
-                await connection.execute(
-                    sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(sql.Identifier(login), sql.Identifier(role))
-                )
-            await connection.execute(
-                sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login), sql.Literal(password))
-            )
-            urls[role] = make_conninfo(owner_url, user=login, password=password)
-    return urls
-
-
 async def ensure_database(server_url: str, name: str) -> None:
     """Makes the database where it is missing; `server_url` reaches any other database of the server."""
     async with await connect(server_url) as connection:
@@ -169,14 +173,14 @@ def roles_script() -> str:
     return _schema_folder().joinpath("roles.sql").read_text()
 
 
-async def wait_until_migrated(url: str, seconds: float) -> None:
-    """Until the schema has all of this program's migrations, be it newer or not. `url` may be a process's. Raises
-    `StartError` where that takes longer."""
+async def wait_until_migrated(url: str, seconds: float, volume: Volume | None = None) -> None:
+    """Until the schema has all of this program's migrations, be it newer or not, and the volume, where there is one, is
+    prepared. `url` may be a process's. Raises `StartError` where that takes longer."""
     needed = _migrations()[-1]
     cause: str | None = None
     try:
         async with asyncio.timeout(seconds):
-            while (found := await _lacks(url, needed)) is not None:
+            while (found := await _lacks(url, needed) or _unprepared(volume)) is not None:
                 if found != cause:
                     log.warning("waits_for_migration", migration=needed.name, cause=found)
                 cause = found
@@ -184,8 +188,15 @@ async def wait_until_migrated(url: str, seconds: float) -> None:
     except TimeoutError:
         raise StartError(
             f"Not within {seconds:g} s: migration {needed.name} ({cause or 'the database does not answer'}). "
-            "Run `wharf migrate` of this release with the owner's URL."
+            "Run `wharf migrate` of this release with the owner's URL, and WHARF_VOLUME where there is a volume."
         ) from None
+
+
+def _unprepared(volume: Volume | None) -> str | None:
+    try:
+        return None if volume is None or volume.is_prepared() else f"the volume {volume.root} is not prepared"
+    except OSError as error:
+        return f"the volume cannot be read: {error}"
 
 
 async def _lacks(url: str, needed: Migration) -> str | None:
@@ -209,7 +220,7 @@ async def connect(url: str) -> AsyncConnection[DictRow]:
         ) from error
 
 
-async def _be_the_only_one(connection: AsyncConnection[DictRow]) -> None:
+async def be_the_only_one(connection: AsyncConnection[DictRow]) -> None:
     # By asking again and again: one that waits in a statement is waited for by CREATE INDEX CONCURRENTLY, in a circle.
     told = False
     while True:
@@ -229,7 +240,7 @@ async def _be_the_only_one(connection: AsyncConnection[DictRow]) -> None:
 
 async def _ensure_roles(connection: AsyncConnection[DictRow]) -> None:
     for role in ROLES:
-        if not await _exists(connection, role):
+        if not await role_exists(connection, role):
             statement = re.search(rf"^CREATE ROLE {role}\b[^;]*;", roles_script(), re.MULTILINE)
             assert statement is not None
             # The migration of another database of this server may be at it too.
@@ -394,7 +405,7 @@ async def _volume_id(connection: AsyncConnection[DictRow], volume: Volume) -> UU
     return UUID(str(row["volume_id"]))
 
 
-async def _exists(connection: AsyncConnection[DictRow], role: str) -> bool:
+async def role_exists(connection: AsyncConnection[DictRow], role: str) -> bool:
     found = await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role])
     return await found.fetchone() is not None
 
