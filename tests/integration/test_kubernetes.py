@@ -17,6 +17,7 @@ from custody.errors import StartError
 from custody.wire import Cluster, Pool, PoolState, Relay, Worker
 from standalone import job
 from tests.support import kubernetes_api as fake
+from tests.support.certificates import Certificates
 from tests.support.kubernetes_api import KubernetesApi, kubernetes_api
 
 VIEW = {("list", "pods"), ("list", "deployments")}
@@ -143,6 +144,29 @@ def test_a_dead_api_costs_the_pods_and_not_the_answer(tmp_path: Path) -> None:
     assert "does not answer" in str(see(config).notice)
 
 
+def test_a_pod_asks_as_its_service_account_and_trusts_the_clusters_authority_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, others = Certificates(tmp_path / "ours"), Certificates(tmp_path / "others")
+    account = tmp_path / "account"
+    account.mkdir()
+    (account / "token").write_text(fake.TOKEN)
+    (account / "namespace").write_text("ml\n")
+    (account / "ca.crt").write_bytes(ours.authority.certificate.read_bytes())
+    monkeypatch.setattr("broker.kubernetes.SERVICE_ACCOUNT", account)
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(account / "token"))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(account / "ca.crt"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    with kubernetes_api(ours.server, rights=VIEW) as api, kubernetes_api(others.server, rights=VIEW) as stranger:
+        api.put("pods", fake.pod("b-1", "broker"))
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", api.url.rpartition(":")[2])
+        seen = see(None)
+        assert (seen.source, seen.namespace, [each.name for each in seen.brokers]) == ("kubernetes", "ml", ["b-1"])
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", stranger.url.rpartition(":")[2])
+        assert "CERTIFICATE_VERIFY_FAILED" in str(see(None).notice)
+        assert stranger.asked == []
+
+
 # The API's refusals
 
 
@@ -192,15 +216,16 @@ def test_a_cleanup_is_a_job_made_from_the_cron_job_and_its_log_is_shown(api: Kub
     assert container["futureField"] == {"kept": True}  # what we do not know is not lost
     assert made["metadata"]["labels"] == owner["metadata"]["labels"]
     assert made["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]
-    [kept] = owner["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    assert kept["args"] == ["cleanup", "--max-seconds", "600"]
 
 
 def test_a_job_whose_name_is_taken_gets_another(api: KubernetesApi, tmp_path: Path) -> None:
     api.rights = OPERATE
     api.put("cronjobs", fake.cron_job())
     api.taken = 2
-    assert clean(api, tmp_path)[0]
+    assert clean(api, tmp_path, "--now")[0]
+    [made] = api.objects["jobs"].values()
+    [container] = made["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["cleanup", "--max-seconds", "600", "--now"]
     api.taken = 3
     with pytest.raises(KubernetesError, match="already exists"):
         clean(api, tmp_path)

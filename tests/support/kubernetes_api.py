@@ -6,6 +6,7 @@ follow."""
 
 import json
 import re
+import ssl
 import threading
 import time
 import uuid
@@ -19,6 +20,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+
+from tests.support.certificates import Pair
 
 TOKEN = "a-token"
 NAMESPACE = "ml"
@@ -166,12 +169,16 @@ class KubernetesApi:
 
 
 @contextmanager
-def kubernetes_api(**settings: Any) -> Iterator[KubernetesApi]:
+def kubernetes_api(certificate: Pair | None = None, **settings: Any) -> Iterator[KubernetesApi]:
     api = KubernetesApi(**settings)
     handler = type("Handler", (_Handler,), {"api": api})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    api.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate.certificate, certificate.key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    api.url = f"http{'s' * bool(certificate)}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=lambda: server.serve_forever(0.02), daemon=True)
     thread.start()
     try:
