@@ -8,7 +8,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 
 from broker import headers, problems
-from broker.routes import audit, files, health, jobs, keys, models, pools, reruns, tenant
+from broker.routes import audit, cluster, files, health, jobs, keys, models, pools, reruns, tenant
 from broker.service import Service
 from broker.tracing import RequestTracing
 from custody.wire import FilePatch, JobSubmission, KeyRequest, Problem, RetryRequest, TenantPatch
@@ -26,7 +26,7 @@ def build_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for noun in (files, jobs, reruns, models, pools, keys, tenant, audit, health):
+    for noun in (files, jobs, reruns, models, pools, cluster, keys, tenant, audit, health):
         app.include_router(noun.router)
     problems.install(app)
     app.mount("/docs/assets", StaticFiles(directory=SWAGGER_UI))

@@ -14,6 +14,7 @@ from prometheus_client import start_http_server
 
 from broker.app import build_app
 from broker.backlog import Backlog
+from broker.cluster import ClusterView
 from broker.connection import Connection
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
@@ -68,6 +69,8 @@ async def serve(settings: BrokerSettings) -> None:
         room = Room(volume, settings.watermarks)
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf broker"))
         metrics = BrokerMetrics()
+        cluster = ClusterView(settings.kubeconfig, instance=settings.instance)
+        stack.callback(cluster.close)
         service = Service(
             settings=settings,
             database=database,
@@ -82,6 +85,7 @@ async def serve(settings: BrokerSettings) -> None:
             readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker, tell=metrics.tell),
             room=room,
             metrics=metrics,
+            cluster=cluster,
             stopping=asyncio.Event(),
         )
         metrics.watch(room)

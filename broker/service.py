@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from broker.backlog import Backlog
+from broker.cluster import ClusterView
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
@@ -36,6 +37,7 @@ class Service:
     readiness: Readiness
     room: Room
     metrics: BrokerMetrics
+    cluster: ClusterView
     stopping: asyncio.Event
 
 

@@ -1,5 +1,6 @@
 """The settings of a broker process."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -63,5 +64,9 @@ class BrokerSettings(PressureSettings, VolumeSettings, RetentionSettings, Proces
     audit_reads: Literal["none", "content", "all"] = Field(
         default="content",
         description="Reads that leave a receipt: `none`, `content` (of files and results), `all` (lists and facts too)",
+    )
+    kubeconfig: Path | None = Field(
+        default=None,
+        description="How to ask Kubernetes for GET /v1/cluster. If unset, as the pod's service account, if it has one",
     )
     database_connections: int = Field(default=16, gt=0, description="Most connections to the database")

@@ -12,6 +12,7 @@ import typer
 
 from broker.app import build_app
 from broker.backlog import Backlog
+from broker.cluster import ClusterView
 from broker.maintenance.cleanup.settings import CleanupSettings
 from broker.maintenance.migrate.settings import MigrateSettings
 from broker.maintenance.verify.settings import VerifySettings
@@ -84,6 +85,7 @@ async def _openapi() -> str:
         readiness=Readiness(database, volume, room, needs_worker=settings.ready_needs_worker),
         room=room,
         metrics=BrokerMetrics(),
+        cluster=ClusterView(None, instance="contracts"),
         stopping=asyncio.Event(),
     )
     return json.dumps(build_app(service).openapi(), indent=2, ensure_ascii=False) + "\n"

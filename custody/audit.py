@@ -74,6 +74,7 @@ class Action(StrEnum):
     POOL_DRAINED = "pool.drained"
     POOL_RESUMED = "pool.resumed"
     POOL_LISTED = "pool.listed"
+    CLUSTER_SEEN = "cluster.seen"
     TENANT_CHANGED = "tenant.changed"
     TENANT_SEEN = "tenant.seen"
     AUDIT_LISTED = "audit.listed"

@@ -100,7 +100,20 @@ async def operators_only(deed: str) -> AsyncIterator[None]:
     try:
         yield
     except psycopg.errors.InsufficientPrivilege:
-        raise CustodyError("forbidden", f"Only an admin of the operator's tenant {deed}.") from None
+        raise _not_the_operators(deed) from None
+
+
+async def require_operator(transaction: Transaction, tenant: UUID, deed: str) -> None:
+    """Before `deed`, which no function of the database guards.
+
+    Raises `CustodyError("forbidden")` where the tenant is not the operator's."""
+    found = await transaction.execute("SELECT 1 FROM wharf.tenants WHERE id = %s AND operator", [tenant])
+    if await found.fetchone() is None:
+        raise _not_the_operators(deed)
+
+
+def _not_the_operators(deed: str) -> CustodyError:
+    return CustodyError("forbidden", f"Only an admin of the operator's tenant {deed}.")
 
 
 async def first_key(transaction: Transaction, tenant: str) -> NewKey:

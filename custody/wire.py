@@ -470,6 +470,46 @@ class PoolList(Wire):
     items: list[Pool]
 
 
+class ClusterPod(Wire):
+    """A process of the service: its pod, and when it last reported to the database. What only Kubernetes knows is null
+    where `source` is heartbeats."""
+
+    name: str
+    phase: str | None = Field(default=None, description="Pending | Running | Succeeded | Failed | Unknown")
+    ready: bool | None = None
+    reason: str | None = Field(
+        default=None, description="Why it is not at work, as Kubernetes names it: CrashLoopBackOff, Unschedulable"
+    )
+    restarts: int | None = None
+    node: str | None = None
+    gpus: int | None = None
+    version: str | None = Field(default=None, description="Its image's tag")
+    started_at: datetime | None = None
+    seen_at: datetime | None = Field(description="Its last heartbeat; brokers have none")
+
+
+class ClusterPool(Wire):
+    name: str = Field(description="The model's name")
+    state: PoolState
+    waiting: int = Field(description="As of GET /v1/pools")
+    running: int
+    desired_replicas: int | None = Field(description="Workers that its Deployments ask for; null where it is not known")
+    pods: list[ClusterPod]
+
+
+class Cluster(Wire):
+    """Where the service's processes run."""
+
+    source: Literal["kubernetes", "heartbeats"] = Field(
+        description="heartbeats: the cluster cannot be asked, and `notice` says why"
+    )
+    notice: str | None = Field(description="What is missing here, and what to do about it")
+    namespace: str | None
+    pools: list[ClusterPool]
+    brokers: list[ClusterPod] = Field(description="Empty where `source` is heartbeats: they have none")
+    relays: list[ClusterPod]
+
+
 class HealthState(StrEnum):
     OK = "ok"
     DEGRADED = "degraded"

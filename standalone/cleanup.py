@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 import uvloop
 
+from broker.kubernetes import Kubernetes, KubernetesError
 from broker.maintenance.cleanup.cleanup import Preview
 from broker.maintenance.cleanup.schedule import clean_once, look_ahead, look_back, serve
 from broker.maintenance.cleanup.settings import CleanupSettings
@@ -18,9 +19,13 @@ from custody.errors import CustodyError, StartError
 from custody.installation import SweepOff
 from custody.settings import load
 from custody.telemetry import configure_logging
+from standalone import job
 from standalone.reach import reach
 from wharfinger.commands.options import Limit
 from wharfinger.commands.output import cell, print_facts, print_table, say, shown_bytes, shown_time, table
+
+Namespace = Annotated[str | None, typer.Option(help="With --in-cluster: where, if not where the login is at home")]
+Release = Annotated[str | None, typer.Option(help="With --in-cluster: of several releases, this one")]
 
 ENDINGS = {
     None: "still running",
@@ -44,13 +49,26 @@ def cleanup(
     limit: Limit = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines")] = False,
     data: Annotated[Path | None, typer.Option(help="The folder of `wharf up`, if not the usual one")] = None,
+    in_cluster: Annotated[
+        bool, typer.Option("--in-cluster", help="In Kubernetes: a Job made from the CronJob, and its log")
+    ] = False,
+    namespace: Namespace = None,
+    release: Release = None,
 ) -> None:
     """Remove what has expired or was deleted, the bytes that nobody refers to any more, and what crashes left behind.
 
     Works on the `wharf up` of this machine, or on WHARF_DATABASE_URL (role wharf_cleanup)
     and WHARF_VOLUME. Status 1 where something could not be removed.
+
+    With --in-cluster the cluster does it, reached as kubectl would be, or as the pod's service account.
     """
     try:
+        if in_cluster:
+            if every is not None or history or data is not None:
+                raise StartError("--in-cluster goes with --now, --dry-run, --max-seconds and --json alone.")
+            arguments = _arguments(dry_run=dry_run, now=now, max_seconds=max_seconds, as_json=as_json)
+            _clean_in_cluster(arguments, namespace, release)
+            return
         url, volume = reach("wharf_cleanup", data)
         settings = load(CleanupSettings, database_url=url, volume=volume)
         level = settings.log_level if every is not None else "critical"
@@ -67,6 +85,27 @@ def cleanup(
         sys.exit(f"wharf cleanup: {error}")
     except CustodyError as error:
         sys.exit(f"wharf cleanup: {error.detail}")
+    except KubernetesError as error:
+        sys.exit(f"wharf cleanup: {error}")
+
+
+def _arguments(*, dry_run: bool, now: bool, max_seconds: float | None, as_json: bool) -> Sequence[str]:
+    """The same wishes, for the command of the Job."""
+    flags = [flag for flag, wanted in (("--dry-run", dry_run), ("--now", now), ("--json", as_json)) if wanted]
+    return [*flags, *([] if max_seconds is None else ["--max-seconds", f"{max_seconds:g}"])]
+
+
+def _clean_in_cluster(arguments: Sequence[str], namespace: str | None, release: str | None) -> None:
+    kubernetes = Kubernetes.connect(namespace=namespace, usual=True)
+    name = job.start(kubernetes, job.cron_job(kubernetes, "cleanup", release), arguments)
+    say(f"The Job {name} cleans up in {kubernetes.namespace}.")
+    try:
+        succeeded = job.follow(kubernetes, name, show=typer.echo, tell=say)
+    except (KubernetesError, KeyboardInterrupt) as error:
+        said = f"{error} " if isinstance(error, KubernetesError) else ""
+        sys.exit(f"{said}The Job goes on: kubectl --namespace {kubernetes.namespace} logs --follow job/{name}")
+    if not succeeded:
+        sys.exit(1)
 
 
 def _clean(settings: CleanupSettings, *, now: bool, max_seconds: float | None, as_json: bool) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import httpx
 import typer
 
+from broker.kubernetes import Kubernetes, KubernetesError
 from custody.cleanup import list_runs
 from custody.database import Database, Transaction, describe
 from custody.errors import CustodyError, StartError
@@ -26,24 +28,16 @@ from custody.settings import PressureSettings, QueueSettings, load
 from custody.transport.connection import Connection, Login, QueueError
 from custody.volume import Usage, Volume
 from inference_worker.cpus import granted_cpus
-from standalone import trial
+from standalone import trial, two_pods
+from standalone.finding import Finding
 from standalone.folder import socket_of_running
+from standalone.look_at_cluster import look_at_cluster
 from standalone.postgres import url_on
 from wharfinger import discovery
 from wharfinger.commands.failures import explain
 from wharfinger.errors import WharfError
 
 SKEW_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`state`: ok, warning or fault. `advice`: what to do, where something is to be done."""
-
-    subject: str
-    state: str
-    detail: str
-    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,12 +65,27 @@ def doctor(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at a Kubernetes namespace, as kubectl would reach it")
+    ] = False,
+    namespace: Annotated[
+        str | None, typer.Option(help="With --cluster: where, if not where the login is at home")
+    ] = None,
+    release: Annotated[str | None, typer.Option(help="With --cluster: of several releases, this one")] = None,
+    probe: Annotated[str | None, typer.Option(hidden=True, help="In a pod of --cluster: PART:MEETING")] = None,
 ) -> None:
     """Check database, volume, queue, clock, models, server and secrets; status 1 where something is at fault.
 
     Looks at the `wharf up` of this machine, or at WHARF_DATABASE_URL and WHARF_VOLUME,
-    and at RabbitMQ where WHARF_AMQP_URL is set. With --predict it needs the server and WHARF_API_KEY alone."""
-    if predict:
+    and at RabbitMQ where WHARF_AMQP_URL is set. With --predict it needs the server and WHARF_API_KEY alone.
+
+    With --cluster: at rights, pods, KEDA and Prometheus, and from two pods at volume, database and clocks."""
+    if probe is not None:
+        typer.echo(json.dumps([asdict(finding) for finding in _probe(_set_up(data), probe)]))
+        return
+    if cluster:
+        findings = [*_cluster(namespace, release)]
+    elif predict:
         findings = [*_server(server), *_prediction(server, image, model)]
     elif image or model:
         raise typer.BadParameter("--image and --model go with --predict")
@@ -91,6 +100,21 @@ def doctor(
                 typer.echo(f"{'':18} -> {finding.advice}")
     if any(finding.state == "fault" for finding in findings):
         sys.exit(1)
+
+
+def _cluster(namespace: str | None, release: str | None) -> Iterator[Finding]:
+    try:
+        yield from look_at_cluster(Kubernetes.connect(namespace=namespace, usual=True), release)
+    except KubernetesError as error:
+        yield Finding("cluster", "fault", str(error), "Try `kubectl get pods` with the same login.")
+
+
+def _probe(set_up: SetUp, probe: str) -> Iterator[Finding]:
+    yield from asyncio.run(_database(set_up, models=False))
+    yield from _guarded("volume", _volume(set_up))
+    part, _, meeting = probe.partition(":")
+    assert set_up.volume is not None
+    yield from _guarded("two pods", (two_pods.write if part == "write" else two_pods.read)(set_up.volume, meeting))
 
 
 def _all(set_up: SetUp, server: str | None) -> list[Finding]:
@@ -136,12 +160,14 @@ def _secrets(set_up: SetUp) -> Iterator[Finding]:
         yield Finding("secrets", "ok", f"{key} is for its owner only")
 
 
-async def _database(set_up: SetUp) -> list[Finding]:
+async def _database(set_up: SetUp, *, models: bool = True) -> list[Finding]:
+    """`models`: look at them too, which a cleanup's role may not."""
     if set_up.database_url is None:
         return [Finding("database", "fault", f"no service runs in {set_up.data}", "Start it with `wharf up`.")]
     try:
         async with Database(set_up.database_url, name="wharf doctor", size=1) as database:
-            return await _look_inside(database, set_up.volume)
+            found = await _look_inside(database, set_up.volume)
+            return [*found, *(await _models(database) if models else ())]
     except StartError as error:
         return [Finding("database", "fault", *_first_line_and_rest(str(error)))]
     except CustodyError as error:
@@ -154,12 +180,18 @@ async def _look_inside(database: Database, volume: Path | None) -> list[Finding]
         findings = [Finding("database", "ok", f"PostgreSQL {server.version} answers {server.user}")]
         findings.append(_clock("the database's", abs(server.clock - time.time())))
         findings += await _cleanups(transaction)
-        models = await list_models(transaction)
         if volume is not None:
             try:
                 await check_volume(transaction, Volume(volume, instance="doctor"))
             except StartError as error:
                 findings.append(Finding("volume", "fault", *_first_line_and_rest(str(error))))
+    return findings
+
+
+async def _models(database: Database) -> list[Finding]:
+    async with database.transaction() as transaction:
+        models = await list_models(transaction)
+    findings = []
     for model in models:
         living = f"{model.name}: version {model.versions[0].version}, {model.ready_workers} living workers"
         advice = "" if model.ready_workers else "Its jobs wait: start `wharf worker` with WHARF_MODEL set to it."
@@ -198,7 +230,7 @@ def _volume(set_up: SetUp) -> Iterator[Finding]:
         )
         return
     yield _room(set_up.volume)
-    probe = set_up.volume / "staging" / f"doctor.{os.getpid()}"
+    probe = set_up.volume / "staging" / f"doctor.{uuid4().hex}"
     moved = probe.with_suffix(".moved")
     began = time.monotonic()
     try:

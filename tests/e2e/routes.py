@@ -97,6 +97,7 @@ ROWS = [
     Row("GET", "/v1/keys", "admin"),
     Row("POST", "/v1/keys", "admin", json={"name": "x", "role": "reader", "tenant": None}, keyed=True),
     Row("DELETE", "/v1/keys/{key_id}", "admin"),
+    Row("GET", "/v1/cluster", "operator"),
     Row("POST", "/v1/models/{name}/retire", "operator", {"version": "1"}),
     *[Row("POST", f"/v1/pools/{{name}}/{action}", "operator") for action in ("pause", "drain", "resume")],
 ]

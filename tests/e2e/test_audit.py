@@ -276,6 +276,7 @@ KNOWN = {
         _named("retired"),
         lambda http: http.post("/v1/pools/none/resume"),
     ),
+    "GET /v1/cluster": Case(lambda a, http: http.get("/v1/cluster"), "cluster.seen"),
     "POST /v1/keys": Case(
         lambda a, http: http.post("/v1/keys", json={"name": "k", "role": "reader"}),
         "key.created",

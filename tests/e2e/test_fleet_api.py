@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import starter_model
-from custody.wire import Health, HealthDetails, JobState, Pool, PoolState
+from custody.wire import Cluster, Health, HealthDetails, JobState, Pool, PoolState
 from tests.e2e.conftest import HAZARD
 from tests.e2e.problems import assert_problem
 from tests.e2e.service import Service, Strict, start_worker, until
@@ -275,6 +275,28 @@ def test_a_worker_does_not_bring_a_retired_model_back(
     assert f"Version 1 of {file.stem} is retired" in worker.output()
     [version] = admin.get(f"/v1/models/{file.stem}").json()["versions"]
     assert version["state"] == "retired"
+
+
+# The cluster
+
+
+def test_without_a_cluster_the_operator_sees_who_reports(
+    service: Service, admin: httpx.Client, unserved: str, page: bytes
+) -> None:
+    with service.client(service.new_key()) as owner:
+        job = predict(owner, page, model=unserved).json()
+        seen = Cluster.model_validate(admin.get("/v1/cluster").json())
+        owner.post(f"/v1/jobs/{job['id']}/cancel")
+    assert (seen.source, seen.namespace) == ("heartbeats", None)
+    assert "service account's token" in str(seen.notice)
+    pools = {pool.name: pool for pool in seen.pools}
+    assert (pools[unserved].waiting, pools[unserved].pods) == (1, [])
+    assert [(pod.name, pod.seen_at is not None) for pod in pools["digits"].pods] == [("hazard", True)]
+
+
+def test_another_tenants_admin_does_not_see_the_cluster(service: Service) -> None:
+    with service.client(service.new_key("admin")) as stranger:
+        assert_problem(stranger.get("/v1/cluster"), 403, "forbidden")
 
 
 # Health

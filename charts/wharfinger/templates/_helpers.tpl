@@ -131,7 +131,7 @@ annotations:
 {{- define "wharfinger.podSpec" -}}
 {{- $ := index . 0 -}}
 serviceAccountName: {{ include "wharfinger.fullname" $ }}-{{ index . 1 }}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ and $.Values.cluster.enabled (eq (index . 1) "broker") }}
 enableServiceLinks: false
 {{- with $.Values.image.pullSecrets }}
 imagePullSecrets:

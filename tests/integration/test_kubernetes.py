@@ -1,0 +1,325 @@
+"""The Kubernetes API as we ask it: against one over HTTP that keeps objects and refuses as a real one does."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from broker.cluster import ClusterView
+from broker.kubernetes import OURS, Kubernetes, KubernetesError
+from custody.errors import StartError
+from custody.wire import Cluster, Pool, PoolState, Relay, Worker
+from standalone import job
+from tests.support import kubernetes_api as fake
+from tests.support.certificates import Certificates
+from tests.support.kubernetes_api import KubernetesApi, kubernetes_api
+
+VIEW = {("list", "pods"), ("list", "deployments")}
+OPERATE = {("list", "cronjobs"), ("create", "jobs"), ("get", "jobs"), ("list", "pods"), ("get", "pods/log")}
+NOW = datetime(2026, 11, 30, 8, tzinfo=UTC)
+RELAY = Relay(name="wharf-relay-1", started_at=NOW, seen_at=NOW, living=True, fault=None)
+
+
+@pytest.fixture
+def api() -> Iterator[KubernetesApi]:
+    with kubernetes_api() as api:
+        yield api
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "POLL_SECONDS", 0.02)
+
+
+def connect(api: KubernetesApi, folder: Path) -> Kubernetes:
+    return Kubernetes.connect(api.kubeconfig(folder))
+
+
+# GET /v1/cluster
+
+
+def see(kubeconfig: Path | None, *pools: Pool, instance: str = "elsewhere") -> Cluster:
+    view = ClusterView(kubeconfig, instance=instance)
+    try:
+        return asyncio.run(view.look(pools, [RELAY]))
+    finally:
+        view.close()
+
+
+def pool(name: str, *workers: str) -> Pool:
+    living = [Worker(name=each, engine="openvino", model_version=1, slots=1, seen_at=NOW) for each in workers]
+    return Pool(name=name, state=PoolState.ACTIVE, waiting=7, running=2, workers=living)
+
+
+def test_pools_show_their_pods_beside_what_waits(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = VIEW
+    env = {"WHARF_MODEL": "yolo11n"}
+    api.put("pods", fake.pod("w-1", "worker", env=env, gpus=2, restarts=3))
+    api.put("pods", fake.pod("w-2", "worker", env=env, state={"waiting": {"reason": "CrashLoopBackOff"}}))
+    api.put("pods", fake.pod("wharf-relay-1", "relay", image="wharfinger-broker@sha256:ab"))
+    api.put("pods", fake.pod("wharf-broker-1", "broker"))
+    api.put("deployments", fake.deployment("wharf-worker-a", 3, env=env))
+    seen = see(api.kubeconfig(tmp_path), pool("yolo11n", "w-1"), pool("unserved"))
+    assert (seen.source, seen.notice, seen.namespace) == ("kubernetes", None, "ml")
+    unserved, served = seen.pools
+    assert (unserved.name, unserved.desired_replicas, unserved.pods) == ("unserved", None, [])
+    assert (served.name, served.waiting, served.running, served.desired_replicas) == ("yolo11n", 7, 2, 3)
+    well, ill = served.pods
+    assert (well.name, well.ready, well.restarts, well.gpus, well.version) == ("w-1", True, 3, 2, "0.2.0")
+    assert (well.seen_at, well.node, well.phase) == (NOW, "node-1", "Running")
+    assert (ill.ready, ill.reason, ill.seen_at) == (False, "CrashLoopBackOff", None)
+    [relay], [broker] = seen.relays, seen.brokers
+    assert (relay.seen_at, relay.version) == (NOW, "sha256:ab")
+    assert (broker.name, broker.seen_at) == ("wharf-broker-1", None)
+
+
+def test_a_model_from_a_file_is_shown_under_the_pools_label(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = VIEW
+    labels = {"wharfinger/pool": "digits"}
+    env = {"WHARF_MODEL": "/models/d.onnx"}
+    api.put("pods", fake.pod("w-1", "worker", env=env, labels=labels))
+    api.put("deployments", fake.deployment("d", 1, env=env, labels=labels))
+    [shown] = see(api.kubeconfig(tmp_path)).pools
+    assert (shown.name, shown.desired_replicas, len(shown.pods)) == ("digits", 1, 1)
+
+
+def test_a_broker_shows_its_own_release_alone(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = VIEW
+    other = {"app.kubernetes.io/instance": "other"}
+    api.put("pods", fake.pod("b-1", "broker"))
+    api.put("pods", fake.pod("b-2", "broker", labels=other))
+    api.put("deployments", fake.deployment("d", 1, env={"WHARF_MODEL": "m"}, labels=other))
+    config = api.kubeconfig(tmp_path)
+    mine = see(config, instance="b-1")
+    assert ([each.name for each in mine.brokers], mine.pools) == (["b-1"], [])
+    assert [each.name for each in see(config).brokers] == ["b-1", "b-2"]
+
+
+def test_why_a_pod_is_not_at_work_is_told(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = VIEW
+    unscheduled = {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}
+    api.put("pods", fake.pod("a", "broker", status={"phase": "Pending", "containerStatuses": [], **unscheduled}))
+    leaving = api.put("pods", fake.pod("b", "broker"))
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-30T08:00:00Z"
+    api.put("pods", fake.pod("c", "broker", status={"phase": "Failed", "reason": "Evicted"}))
+    told = [(each.ready, each.reason) for each in see(api.kubeconfig(tmp_path)).brokers]
+    assert told == [(False, "Unschedulable"), (True, "Terminating"), (True, "Evicted")]
+
+
+def test_without_rights_the_heartbeats_are_shown_and_why(api: KubernetesApi, tmp_path: Path) -> None:
+    seen = see(api.kubeconfig(tmp_path), pool("yolo11n", "w-1"))
+    assert (seen.source, seen.namespace, seen.brokers) == ("heartbeats", None, [])
+    assert seen.notice is not None
+    assert "403" in seen.notice
+    assert "cluster.enabled" in seen.notice
+    [shown] = seen.pools
+    assert (shown.waiting, shown.desired_replicas) == (7, None)
+    assert [(each.name, each.seen_at, each.restarts) for each in shown.pods] == [("w-1", NOW, None)]
+    assert [each.seen_at for each in seen.relays] == [NOW]
+
+
+def test_with_rights_on_pods_alone_only_the_replicas_are_missing(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = {("list", "pods")}
+    api.put("pods", fake.pod("w-1", "worker", env={"WHARF_MODEL": "m"}))
+    seen = see(api.kubeconfig(tmp_path))
+    assert (seen.source, seen.pools[0].desired_replicas, len(seen.pools[0].pods)) == ("kubernetes", None, 1)
+    assert "deployments is forbidden" in str(seen.notice)
+
+
+def test_outside_of_a_cluster_nobody_is_asked() -> None:
+    seen = see(None, pool("m"))
+    assert seen.source == "heartbeats"
+    assert "no service account's token" in str(seen.notice)
+
+
+def test_a_dead_api_costs_the_pods_and_not_the_answer(tmp_path: Path) -> None:
+    with kubernetes_api() as api:
+        config = api.kubeconfig(tmp_path)
+    assert "does not answer" in str(see(config).notice)
+
+
+def test_a_pod_asks_as_its_service_account_and_trusts_the_clusters_authority_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, others = Certificates(tmp_path / "ours"), Certificates(tmp_path / "others")
+    account = tmp_path / "account"
+    account.mkdir()
+    (account / "token").write_text(fake.TOKEN)
+    (account / "namespace").write_text("ml\n")
+    (account / "ca.crt").write_bytes(ours.authority.certificate.read_bytes())
+    monkeypatch.setattr("broker.kubernetes.SERVICE_ACCOUNT", account)
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(account / "token"))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(account / "ca.crt"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    with kubernetes_api(ours.server, rights=VIEW) as api, kubernetes_api(others.server, rights=VIEW) as stranger:
+        api.put("pods", fake.pod("b-1", "broker"))
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", api.url.rpartition(":")[2])
+        seen = see(None)
+        assert (seen.source, seen.namespace, [each.name for each in seen.brokers]) == ("kubernetes", "ml", ["b-1"])
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", stranger.url.rpartition(":")[2])
+        assert "CERTIFICATE_VERIFY_FAILED" in str(see(None).notice)
+        assert stranger.asked == []
+
+
+# The API's refusals
+
+
+def test_a_page_that_has_expired_makes_the_list_begin_anew_once(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights, api.page, api.expiring = VIEW, 2, 1
+    for number in range(5):
+        api.put("pods", fake.pod(f"b-{number}", "broker"))
+    kubernetes = connect(api, tmp_path)
+    assert [each["metadata"]["name"] for each in kubernetes.pods(OURS)] == [f"b-{number}" for number in range(5)]
+    api.expiring = 2
+    with pytest.raises(KubernetesError, match="too old") as refused:
+        kubernetes.pods(OURS)
+    assert refused.value.status == 410
+
+
+def test_a_wrong_token_is_told(api: KubernetesApi, tmp_path: Path) -> None:
+    with pytest.raises(KubernetesError, match="401"):
+        Kubernetes.connect(api.kubeconfig(tmp_path, token="wrong")).pods(OURS)
+
+
+def test_rights_and_groups_are_the_apis_own_answer(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights, api.groups = {("get", "pods/log")}, {"keda.sh"}
+    kubernetes = connect(api, tmp_path)
+    assert kubernetes.may("get", "pods", subresource="log")
+    assert not kubernetes.may("create", "jobs", "batch")
+    assert kubernetes.groups() == {"keda.sh"}
+
+
+# wharf cleanup --in-cluster
+
+
+def clean(api: KubernetesApi, folder: Path, *arguments: str) -> tuple[bool, list[str], list[str]]:
+    kubernetes = connect(api, folder)
+    shown: list[str] = []
+    told: list[str] = []
+    name = job.start(kubernetes, job.cron_job(kubernetes, "cleanup", None), arguments)
+    return job.follow(kubernetes, name, show=shown.append, tell=told.append), shown, told
+
+
+def test_a_cleanup_is_a_job_made_from_the_cron_job_and_its_log_is_shown(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = OPERATE
+    owner = api.put("cronjobs", fake.cron_job())
+    assert clean(api, tmp_path, "--now")[:2] == (True, ["bytes removed  3 files", "errors         0"])
+    [made] = api.objects["jobs"].values()
+    [container] = made["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["cleanup", "--max-seconds", "600", "--now"]
+    assert container["futureField"] == {"kept": True}  # what we do not know is not lost
+    assert made["metadata"]["labels"] == owner["metadata"]["labels"]
+    assert made["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]
+
+
+def test_a_job_whose_name_is_taken_gets_another(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = OPERATE
+    api.put("cronjobs", fake.cron_job())
+    api.taken = 2
+    assert clean(api, tmp_path, "--now")[0]
+    [made] = api.objects["jobs"].values()
+    [container] = made["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["cleanup", "--max-seconds", "600", "--now"]
+    api.taken = 3
+    with pytest.raises(KubernetesError, match="already exists"):
+        clean(api, tmp_path)
+
+
+def test_a_refused_job_is_told_in_the_apis_words(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = OPERATE
+    api.put("cronjobs", fake.cron_job())
+    api.refusing = "exceeded quota: jobs"
+    with pytest.raises(KubernetesError, match=r"422.*exceeded quota: jobs"):
+        clean(api, tmp_path)
+    api.rights = OPERATE - {("create", "jobs")}
+    with pytest.raises(KubernetesError, match=r"403.*cannot create resource"):
+        clean(api, tmp_path)
+    assert api.objects["jobs"] == {}
+
+
+def test_a_log_that_breaks_off_goes_on_where_it_was(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights, api.cut_logs = OPERATE, 2
+    api.put("cronjobs", fake.cron_job())
+    assert clean(api, tmp_path)[:2] == (True, ["bytes removed  3 files", "errors         0"])
+
+
+def test_a_cleanup_that_fails_twice_shows_both_pods_and_fails(api: KubernetesApi, tmp_path: Path) -> None:
+    def fail(api: KubernetesApi, job: fake.Object) -> None:
+        for number in range(2):
+            pod = fake.start_pod(api, job, number)
+            api.logs[pod["metadata"]["name"]] = [f"no database, try {number}"]
+            fake.set_state(api, pod, "terminated", exitCode=1)
+        fake.end_job(api, job, "Failed", "Job has reached the specified backoff limit")
+
+    api.rights, api.run = OPERATE, fail
+    api.put("cronjobs", fake.cron_job())
+    succeeded, shown, told = clean(api, tmp_path)
+    assert not succeeded
+    assert shown == ["no database, try 0", "no database, try 1"]
+    assert "backoff limit" in told[-1]
+
+
+def test_a_pod_that_cannot_start_is_told_with_its_reason(api: KubernetesApi, tmp_path: Path) -> None:
+    def pull(api: KubernetesApi, job: fake.Object) -> None:
+        pod = fake.start_pod(api, job)
+        fake.set_state(api, pod, "waiting", reason="ImagePullBackOff", message="no such image")
+        time.sleep(0.3)
+        fake.end_job(api, job, "Failed", "deadline")
+
+    api.rights, api.run = OPERATE, pull
+    api.put("cronjobs", fake.cron_job())
+    succeeded, _, told = clean(api, tmp_path)
+    assert not succeeded
+    assert any("ImagePullBackOff: no such image" in each for each in told)
+
+
+def test_of_two_releases_one_must_be_named(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = OPERATE
+    kubernetes = connect(api, tmp_path)
+    with pytest.raises(StartError, match="no cleanup CronJob"):
+        job.cron_job(kubernetes, "cleanup", None)
+    for release in ("one", "two"):
+        api.put("cronjobs", fake.cron_job(f"{release}-cleanup", release))
+    with pytest.raises(StartError, match=r"one.*two"):
+        job.cron_job(kubernetes, "cleanup", None)
+    assert job.cron_job(kubernetes, "cleanup", "two")["metadata"]["name"] == "two-cleanup"
+
+
+def test_the_command_cleans_in_the_cluster_of_the_kubeconfig(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights = OPERATE
+    api.put("cronjobs", fake.cron_job())
+    ended = wharf(api, tmp_path, "cleanup", "--in-cluster", "--now", "--max-seconds", "60", "--json")
+    assert (ended.returncode, ended.stdout) == (0, "bytes removed  3 files\nerrors         0\n"), ended.stderr
+    [made] = api.objects["jobs"].values()
+    args = made["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[3:] == ["--now", "--json", "--max-seconds", "60"]
+    api.rights = set()
+    refused = wharf(api, tmp_path, "cleanup", "--in-cluster")
+    assert refused.returncode == 1
+    assert "cronjobs is forbidden" in refused.stderr
+    mixed = wharf(api, tmp_path, "cleanup", "--in-cluster", "--history")
+    assert "--in-cluster goes with" in mixed.stderr
+
+
+def test_a_laptop_without_the_package_is_told_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "kubernetes.py").write_text("raise ImportError")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "wharfinger", "cleanup", "--in-cluster"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "wharfinger[cluster]" in ended.stderr
+    # Commands that do not ask for it do not miss it.
+    fine = subprocess.run([*command[:-1], "--help"], env=environment, capture_output=True, text=True, timeout=60)
+    assert fine.returncode == 0
+
+
+def wharf(api: KubernetesApi, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "KUBECONFIG": str(api.kubeconfig(folder))}
+    command = [sys.executable, "-m", "wharfinger", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
