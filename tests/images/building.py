@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit
 from tests.conftest import ROOT
 from tests.images.podman import Podman
 
-BASE = "docker.io/library/python:3.11-slim-bookworm"
-"""That of the Containerfiles. Ours is a stand-in: Debian 12 with Debian's own Python 3.11, from Debian's packages."""
+CONTAINERFILE = ROOT / "deploy" / "images" / "Containerfile.broker"
+BASE = next(line for line in CONTAINERFILE.read_text().splitlines() if line.startswith("ARG BASE="))[len("ARG BASE=") :]
+"""The name that the Containerfiles build on. Ours is a stand-in: Debian 12 with Debian's own Python 3.11, from Debian's packages."""
 
 PACKAGES = "ca-certificates,python3,python3-venv"
 # What slim images leave away as well.
