@@ -1,4 +1,4 @@
-"""Makes an environment ready for an image: `pack.py FOLDER [KIND]` takes out what no process of ours opens, and
+"""Makes an environment ready for an image: `pack.py FOLDER [KIND...]` takes out what no process of ours opens, and
 compiles the rest, since a process on a read-only root cannot do that for the next one."""
 
 import compileall
@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Below site-packages.
 UNUSED: dict[str, Sequence[str]] = {
-    "any": (
+    "common": (
         "**/tests",
         "**/*.a",
         "swagger_ui_bundle/vendor/**/*.map",
@@ -33,7 +33,7 @@ UNUSED: dict[str, Sequence[str]] = {
 
 def pack(folder: Path, kinds: Sequence[str]) -> None:
     for packages in list(folder.glob("lib/python3*/site-packages")):
-        for pattern in (pattern for kind in ("any", *kinds) for pattern in UNUSED[kind]):
+        for pattern in (pattern for kind in kinds for pattern in UNUSED[kind]):
             for path in list(packages.glob(pattern)):
                 if path.is_dir():
                     shutil.rmtree(path)

@@ -13,7 +13,7 @@ from tests.images.podman import Podman
 
 CONTAINERFILE = ROOT / "deploy" / "images" / "Containerfile.broker"
 BASE = next(line for line in CONTAINERFILE.read_text().splitlines() if line.startswith("ARG BASE="))[len("ARG BASE=") :]
-"""The name that the Containerfiles build on. Ours is a stand-in: Debian 12 with Debian's own Python 3.11, from Debian's packages."""
+"""What the Containerfiles build on. Ours is a stand-in of that name: Debian 12 with Debian's own Python 3.11."""
 
 PACKAGES = "ca-certificates,python3,python3-venv"
 # What slim images leave away as well.
