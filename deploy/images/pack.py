@@ -2,6 +2,7 @@
 compiles the rest, since a process on a read-only root cannot do that for the next one."""
 
 import compileall
+import py_compile
 import shutil
 import sys
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def pack(folder: Path, kinds: Sequence[str]) -> None:
                     path.unlink(missing_ok=True)
         # Some packages hold files of other Pythons: what cannot be compiled stays as it is, as with pip. Never compared
         # with their sources again, which no one can change, and the same bytes in each build.
-        mode = compileall.PycInvalidationMode.UNCHECKED_HASH
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
         compileall.compile_dir(packages, quiet=2, invalidation_mode=mode)
 
 
