@@ -3,6 +3,7 @@ compiles the rest, since a process on a read-only root cannot do that for the ne
 
 import compileall
 import py_compile
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ UNUSED: dict[str, Sequence[str]] = {
         "**/tests",
         "**/*.a",
         "swagger_ui_bundle/vendor/**/*.map",
+        "swagger_ui_bundle/vendor/**/swagger-ui-es-bundle*.js",
+        "swagger_ui_bundle/vendor/**/swagger-ui-standalone-preset.js",
     ),
     # OpenVINO asks each plugin and front end that is there, and goes on without the others. A worker of this kind runs
     # on the CPU, from ONNX and from OpenVINO's own format.
@@ -30,6 +33,8 @@ UNUSED: dict[str, Sequence[str]] = {
         "openvino/libs/libopenvino_tensorflow_lite_frontend.so*",
     ),
 }
+# 500 programming languages, none of which we print.
+NOT_COMPILED = re.compile(r"/pygments/")
 
 
 def pack(folder: Path, kinds: Sequence[str]) -> None:
@@ -43,7 +48,7 @@ def pack(folder: Path, kinds: Sequence[str]) -> None:
         # Some packages hold files of other Pythons: what cannot be compiled stays as it is, as with pip. Never compared
         # with their sources again, which no one can change, and the same bytes in each build.
         mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-        compileall.compile_dir(packages, quiet=2, invalidation_mode=mode)
+        compileall.compile_dir(packages, quiet=2, rx=NOT_COMPILED, invalidation_mode=mode)
 
 
 if __name__ == "__main__":
