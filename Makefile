@@ -13,9 +13,10 @@ SIDE_BY_SIDE ?= --numprocesses 3 --dist loadfile
 SECONDS ?= 600
 SEED ?=
 REQUESTS ?= 1000000
+IMAGES ?= broker worker-cpu worker-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up bench check setup schema manifests test-ultralytics faults soak
+.PHONY: help demo test up bench check setup schema manifests test-ultralytics faults soak images test-images
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +62,12 @@ setup: .venv/ready ## Make the environment in .venv
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[standalone,dev]'
 	@touch $@
+
+images: ## Build the container images with podman or docker: IMAGES="broker worker-cpu" REGISTRY=host/path TAG=tag BASE=image
+	@deploy/images/build $(IMAGES)
+
+test-images: setup ## Build broker and worker-cpu on a stand-in base, and run them as a cluster does (root, podman, debootstrap)
+	@WHARF_TEST_IMAGES=1 .ci/with-podman .ci/with-rabbitmq $(BIN)/python -m pytest tests/images -s
 
 # torch takes 6 GB: an environment of its own, which nothing else needs.
 test-ultralytics: .venv-ultralytics/ready ## Test the ultralytics engine, and ours against it, box by box (installs torch, 6 GB)
