@@ -7,7 +7,8 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,13 +26,24 @@ from custody.settings import PressureSettings, QueueSettings, load
 from custody.transport.connection import Connection, Login, QueueError
 from custody.volume import Usage, Volume
 from inference_worker.cpus import granted_cpus
-from standalone.finding import Finding
+from standalone import trial
 from standalone.folder import socket_of_running
 from standalone.postgres import url_on
-from standalone.trial import try_out
 from wharfinger import discovery
+from wharfinger.commands.failures import explain
+from wharfinger.errors import WharfError
 
 SKEW_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`state`: ok, warning or fault. `advice`: what to do, where something is to be done."""
+
+    subject: str
+    state: str
+    detail: str
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,23 +77,11 @@ def doctor(
     Looks at the `wharf up` of this machine, or at WHARF_DATABASE_URL and WHARF_VOLUME,
     and at RabbitMQ where WHARF_AMQP_URL is set. With --predict it needs the server and WHARF_API_KEY alone."""
     if predict:
-        _print([*_server(server), *try_out(server, image, model)], as_json=as_json)
-        return
-    if image or model:
+        findings = [*_server(server), *_prediction(server, image, model)]
+    elif image or model:
         raise typer.BadParameter("--image and --model go with --predict")
-    set_up = _set_up(data)
-    findings = [
-        *_machine(),
-        *_secrets(set_up),
-        *asyncio.run(_database(set_up)),
-        *_guarded("volume", _volume(set_up)),
-        *asyncio.run(_queue()),
-        *_server(server),
-    ]
-    _print(findings, as_json=as_json)
-
-
-def _print(findings: Sequence[Finding], *, as_json: bool) -> None:
+    else:
+        findings = _all(_set_up(data), server)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -91,6 +91,17 @@ def _print(findings: Sequence[Finding], *, as_json: bool) -> None:
                 typer.echo(f"{'':18} -> {finding.advice}")
     if any(finding.state == "fault" for finding in findings):
         sys.exit(1)
+
+
+def _all(set_up: SetUp, server: str | None) -> list[Finding]:
+    return [
+        *_machine(),
+        *_secrets(set_up),
+        *asyncio.run(_database(set_up)),
+        *_guarded("volume", _volume(set_up)),
+        *asyncio.run(_queue()),
+        *_server(server),
+    ]
 
 
 def _set_up(data: Path | None) -> SetUp:
@@ -244,6 +255,38 @@ def _server(server: str | None) -> Iterator[Finding]:
         yield Finding("server", "ok", f"{connection.server} is ready")
     else:
         yield Finding("server", "fault", f"{connection.server} is not ready: {answer.text}", "See the checks it names.")
+
+
+def _prediction(server: str | None, image: Path | None, model: str | None) -> Iterator[Finding]:
+    pictures = {str(image): image} if image else trial.pictures()
+    began = time.monotonic()
+    try:
+        job = trial.submit(server, list(pictures.values()), model)
+    except OSError as error:
+        yield Finding("predict", "fault", f"{image} cannot be read: {error.strerror}", "Name a picture with --image.")
+        return
+    except WharfError as error:
+        yield Finding("predict", "fault", *_first_line_and_rest(explain(error)))
+        return
+    took = time.monotonic() - began
+    if not job.state.ended or job.results is None:
+        paused = "See GET /health/detailed: its pool may be paused, or much waits before it."
+        advice = paused if job.ready_workers else f"No worker serves {job.model}: start one."
+        yield Finding("predict", "fault", f"{job.model}: no answer within {took:.0f} s", advice)
+        return
+    for shown, result in zip(pictures, job.results, strict=True):
+        if result.detections is None:
+            fault = result.error.detail if result.error else result.state
+            yield Finding("predict", "fault", f"{job.model}, {shown}: {fault}", "See the log of its workers.")
+        else:
+            found = Counter(detection.label for detection in result.detections)
+            told = ", ".join(f"{number} {label}" for label, number in found.items()) or "nothing found"
+            yield Finding("predict", "ok", f"{job.model}, {shown}: {told}, {took:.1f} s")
+    if not any(result.detections for result in job.results):
+        # A picture that somebody chose for the model is another matter than ours, which it may not know.
+        state = "fault" if image else "warning"
+        advice = "Name a picture on which the model finds something with --image, or another model with --model."
+        yield Finding("predict", state, f"{job.model} answered, and found nothing: no box was checked", advice)
 
 
 def _clock(whose: str, skew: float) -> Finding:

@@ -60,7 +60,7 @@ def test_pictures_of_ours_on_which_a_model_finds_nothing_are_a_warning(
 ) -> None:
     blank = io.BytesIO()
     Image.new("RGB", (64, 64), "white").save(blank, "PNG")
-    monkeypatch.setattr(trial, "pictures_of_ours", lambda: {"a wall": blank.getvalue()})
+    monkeypatch.setattr(trial, "pictures", lambda: {"a wall": blank.getvalue()})
     status, findings = examine(up.url, up.new_key())
     assert (status, [finding["state"] for finding in findings]) == (0, ["ok", "warning"])
     assert "--image" in findings[-1]["advice"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from standalone.trial import pictures_of_ours
+from standalone.trial import pictures
 from tests.e2e import boxes
 from tests.e2e.boxes import Seen
 from tests.e2e.service import Strict, start_worker
@@ -71,7 +71,7 @@ def test_each_request_gets_the_model_that_it_names(yolo11n: Strict) -> None:
 
 def test_the_doctors_drawing_is_something_that_a_model_of_everyday_objects_knows(yolo11n: Strict) -> None:
     with yolo11n.service.client(yolo11n.service.new_key()) as http:
-        image = pictures_of_ours()["a stop sign"]
+        image = pictures()["a stop sign"]
         answer = http.post(
             "/v1/predict", files={"image": image}, data={"model": "yolo11n"}, headers={"Prefer": "wait=30"}
         )
