@@ -1,0 +1,26 @@
+"""What KEDA asks PostgreSQL, as a worker's login."""
+
+import psycopg
+
+from custody.database import Database
+from tests.charts.rendering import QUEUED, rendered
+from tests.conftest import Installation
+from tests.support.domain import POOL, Domain
+
+
+async def test_keda_s_question_counts_what_waits_unless_the_pool_is_paused(
+    installation: Installation, api_database: Database, worker_database: Database
+) -> None:
+    domain = Domain(installation, api_database, worker_database)
+    tenant = domain.add_tenant("acme")
+    await domain.submit(tenant, inputs=3)
+    await domain.submit(tenant, inputs=2, pool="another")
+    values = QUEUED | {"pools": [{"name": "a", "model": POOL, "autoscaling": {"enabled": True}}]}
+    [scaled] = [o for o in rendered(values) if o["kind"] == "ScaledObject"]
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    with psycopg.connect(installation.url("wharf_worker"), autocommit=True) as worker:
+        assert worker.execute(query).fetchall() == [(3,)]
+        domain.rows("INSERT INTO wharf.pools (name, state) VALUES (%s, 'paused')", [POOL])
+        assert worker.execute(query).fetchall() == [(0,)]
+        domain.rows("UPDATE wharf.pools SET state = 'draining'")
+        assert worker.execute(query).fetchall() == [(3,)]
