@@ -89,8 +89,10 @@ async def serve(settings: BrokerSettings) -> None:
             stopping=asyncio.Event(),
         )
         metrics.watch(room)
-        for name, watch in (("room", room.watch()), ("backlog", service.backlog.watch(database, metrics.tell_backlog))):
-            stack.callback(asyncio.create_task(watch, name=f"watch-{name}").cancel)
+        watching = asyncio.create_task(room.watch(), name="watch-room")
+        stack.callback(watching.cancel)
+        counting = asyncio.create_task(service.backlog.watch(database, metrics.tell_backlog), name="watch-backlog")
+        stack.push_async_callback(_end, counting)
         if settings.metrics_port:
             _serve_metrics(settings, service)
         server = _Server(
@@ -109,6 +111,12 @@ async def serve(settings: BrokerSettings) -> None:
             ),
         )
         await server.serve()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Waits for it: its connection goes back before the pool is closed."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _protocol(settings: BrokerSettings) -> type[Connection]:

@@ -22,7 +22,7 @@ from tests.e2e.service import Installation, Part, Service, free_port, start_work
 from tests.faults.fleet import WORKER
 from tests.support.balancer import Balancer
 
-LEAVE_SECONDS = 1.0
+LEAVE_SECONDS = 2.0
 PAUSE_SECONDS = 0.3
 
 
@@ -85,7 +85,7 @@ def _restart(broker: Part, port: int, balancer: Balancer) -> None:
     assert time.monotonic() - began >= LEAVE_SECONDS
     assert port not in balancer.ready
     broker.start()
-    until(lambda: port in balancer.ready, f"{broker.name} is back")
+    until(lambda: port in balancer.ready, f"{broker.name} is back", seconds=60)
 
 
 @contextmanager
