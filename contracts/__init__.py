@@ -3,4 +3,5 @@
 schema/openapi.json    the HTTP API
 schema/schema.sql      the database as the migrations leave it
 README.md              the table of environment variables
+charts/wharfinger/     the README's table of values, and the settings that values.schema.json knows
 """

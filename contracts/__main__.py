@@ -23,6 +23,7 @@ from broker.relay.settings import RelaySettings
 from broker.room import Room
 from broker.service import Service
 from broker.settings import BrokerSettings
+from contracts import chart
 from contracts.dump import fresh_schema
 from custody.audit import Audit
 from custody.database import Database
@@ -49,6 +50,8 @@ def contracts(
         ROOT / "schema" / "openapi.json": asyncio.run(_openapi()),
         ROOT / "schema" / "schema.sql": fresh_schema(),
         ROOT / "README.md": _readme(),
+        chart.CHART / "README.md": chart.readme(),
+        chart.CHART / "values.schema.json": chart.schema(),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:

@@ -1,19 +1,26 @@
-"""`wharf models add`: a model of the `wharf up` of this machine, or of the service that the environment names."""
+"""`wharf models add` and `wharf models wait`: models of the `wharf up` of this machine, or of the service that the
+environment names."""
 
 import asyncio
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from custody import models
+from custody.database import Database
 from custody.errors import CustodyError, StartError
 from custody.settings import load
 from custody.telemetry import configure_logging
 from inference_worker.adding import Added
 from inference_worker.adding import add as add_model
 from standalone.reach import reach
+
+WAIT_SECONDS = 2.0
+"""Between two looks whether a model is there."""
 
 
 class AddSettings(BaseSettings):
@@ -48,6 +55,33 @@ def add(
     except CustodyError as error:
         sys.exit(f"wharf models add: {error.detail}")
     _tell(added)
+
+
+def wait(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model's name")],
+    data: Annotated[Path | None, typer.Option(help="The folder of `wharf up`, if not the usual one")] = None,
+) -> None:
+    """Wait until a model is registered, however long: for what stands before a worker that would end without it."""
+    configure_logging(process="models", format="text", level="error")
+    try:
+        url, _ = reach("wharf_worker", data)
+        asyncio.run(_until_registered(url, name))
+    except StartError as error:
+        sys.exit(f"wharf models wait: {error}")
+    except CustodyError as error:
+        sys.exit(f"wharf models wait: {error.detail}")
+    typer.echo(f"The model {name} is registered.")
+
+
+async def _until_registered(url: str, name: str) -> None:
+    async with Database(url, name="wharf models wait", role="wharf_worker", size=1) as database:
+        for look in count():
+            async with database.transaction() as transaction:
+                if await models.newest_path(transaction, name) is not None:
+                    return
+            if look == 0:
+                typer.echo(f"No model {name} is registered yet: wharf models add FILE --name {name}", err=True)
+            await asyncio.sleep(WAIT_SECONDS)
 
 
 def _tell(added: Added) -> None:

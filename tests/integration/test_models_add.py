@@ -7,6 +7,7 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from subprocess import PIPE
 
 import psycopg
 import pytest
@@ -141,3 +142,19 @@ def test_it_refuses_another_role_and_another_installation_s_volume(installation:
     assert refused.returncode == 1
     assert str(tmp_path) in refused.stderr
     assert registered(installation) == []
+
+
+def test_a_wait_ends_once_the_model_is_registered_and_not_before(installation: Installation) -> None:
+    given = {"WHARF_DATABASE_URL": installation.url("wharf_worker"), "WHARF_VOLUME": str(installation.volume)}
+    command = [sys.executable, "-m", "wharfinger", "models", "wait", "digits"]
+    with subprocess.Popen(command, env=os.environ | given, stdout=PIPE, stderr=PIPE, text=True) as waiting:
+        try:
+            assert waiting.stderr is not None
+            assert waiting.stderr.readline().startswith("No model digits is registered yet: wharf models add ")
+            assert waiting.poll() is None
+            added = add(installation, starter_model.MODEL)
+            assert added.returncode == 0, added.stderr
+            printed, _ = waiting.communicate(timeout=60)
+        finally:
+            waiting.kill()
+    assert (waiting.returncode, printed) == (0, "The model digits is registered.\n")

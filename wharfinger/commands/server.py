@@ -21,6 +21,7 @@ _HELP = {
     "migrate": "Bring the database's schema up to date.",
     "verify": "Look for damaged or lost bytes on the volume.",
     "models.add": "Register a model file, so that workers can serve it by name.",
+    "models.wait": "Wait until a model is registered.",
 }
 
 

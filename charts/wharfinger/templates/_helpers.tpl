@@ -38,10 +38,11 @@ labels:
   {{- range $key, $value := index . 2 }}
   {{ $key }}: {{ $value | quote }}
   {{- end }}
-{{- with $.Values.podAnnotations }}
 annotations:
+  wharfinger/settings: {{ include "wharfinger.settingsSum" $ | quote }}
+  {{- with $.Values.podAnnotations }}
   {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- end }}
 {{- end -}}
 
 {{/* (list $ name) */}}
@@ -57,6 +58,35 @@ annotations:
 {{- else -}}
 {{- $tagged -}}
 {{- end -}}
+{{- end -}}
+
+{{/* A setting's value as text: Helm would write 1000000 as 1e+06 */}}
+{{- define "wharfinger.setting" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{- int64 . -}}
+{{- else -}}
+{{- . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of a pool's objects; (list $ pool-name) */}}
+{{- define "wharfinger.workerName" -}}
+{{- $name := printf "%s-worker-%s" (include "wharfinger.fullname" (index . 0)) (index . 1) -}}
+{{- if gt (len $name) 63 -}}
+{{- printf "%s-%s" ($name | trunc 54 | trimSuffix "-") (sha256sum $name | trunc 8) -}}
+{{- else -}}
+{{- $name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The model that a pool's workers serve; the pool with its defaults */}}
+{{- define "wharfinger.model" -}}
+{{- if contains "/" .model -}}{{ .name }}{{- else -}}{{ default .name .model }}{{- end -}}
+{{- end -}}
+
+{{/* Restarts pods whose ConfigMap has changed */}}
+{{- define "wharfinger.settingsSum" -}}
+{{- toJson .Values.settings | sha256sum | trunc 16 -}}
 {{- end -}}
 
 {{- define "wharfinger.claim" -}}
@@ -88,22 +118,13 @@ annotations:
 {{- end -}}
 
 {{- define "wharfinger.podSecurityContext" -}}
-runAsNonRoot: true
-seccompProfile:
-  type: RuntimeDefault
-{{- with .Values.podSecurityContext }}
-{{ toYaml . }}
-{{- end }}
+{{- $ours := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- mergeOverwrite $ours (deepCopy .Values.podSecurityContext) | toYaml -}}
 {{- end -}}
 
 {{- define "wharfinger.containerSecurityContext" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
-{{- with .Values.containerSecurityContext }}
-{{ toYaml . }}
-{{- end }}
+{{- $ours := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) -}}
+{{- mergeOverwrite $ours (deepCopy .Values.containerSecurityContext) | toYaml -}}
 {{- end -}}
 
 {{/* What a pod begins with; (list $ component) */}}
@@ -184,7 +205,7 @@ topologySpreadConstraints:
   value: /tmp
 {{- range $name, $value := index . 2 }}
 - name: WHARF_{{ $name }}
-  value: {{ $value | quote }}
+  value: {{ include "wharfinger.setting" $value | quote }}
 {{- end }}
 {{- end -}}
 
@@ -250,7 +271,8 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Waits until the database has the shape that this release needs; (list $ url-key image resources) */}}
+{{/* Waits until the database, and the volume where `with-files`, have the shape that this release needs: folders that
+are mounted by subPath must be there. (list $ url-key image with-files) */}}
 {{- define "wharfinger.wait" -}}
 {{- $ := index . 0 -}}
 - name: wait-for-migration
@@ -259,12 +281,21 @@ topologySpreadConstraints:
   args: [migrate, --wait, {{ $.Values.migrate.waitSeconds | quote }}]
   env:
     {{- include "wharfinger.env" (list $ (index . 1) dict) | nindent 4 }}
+    {{- if index . 3 }}
+    - name: WHARF_VOLUME
+      value: /srv/wharf
+    {{- end }}
   resources:
     {{- toYaml $.Values.migrate.resources | nindent 4 }}
   securityContext:
     {{- include "wharfinger.containerSecurityContext" $ | nindent 4 }}
   volumeMounts:
     {{- include "wharfinger.mounts" (list $ false) | nindent 4 }}
+    {{- if index . 3 }}
+    - name: files
+      mountPath: /srv/wharf
+      readOnly: true
+    {{- end }}
 {{- end -}}
 
 {{- define "wharfinger.settingsFrom" -}}

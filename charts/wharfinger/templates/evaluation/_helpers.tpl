@@ -37,12 +37,11 @@ spec:
       enableServiceLinks: false
       terminationGracePeriodSeconds: 60
       securityContext:
-        runAsNonRoot: true
-        seccompProfile:
-          type: RuntimeDefault
+        {{- $context := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") }}
         {{- if not ($.Capabilities.APIVersions.Has "security.openshift.io/v1") }}
-        {{- toYaml .values.podSecurityContext | nindent 8 }}
+        {{- $context = mergeOverwrite $context (deepCopy .values.podSecurityContext) }}
         {{- end }}
+        {{- toYaml $context | nindent 8 }}
       containers:
         - name: {{ .name }}
           image: {{ .values.image }}

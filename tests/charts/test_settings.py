@@ -1,0 +1,106 @@
+"""Environment variables that the chart sets are settings of the process that reads them."""
+
+import json
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from broker.maintenance.cleanup.settings import CleanupSettings
+from broker.maintenance.migrate.settings import MigrateSettings
+from broker.maintenance.verify.settings import VerifySettings
+from broker.relay.settings import RelaySettings
+from broker.settings import BrokerSettings
+from contracts import chart
+from custody.settings import load
+from inference_worker.command import GIVE_BACK_SECONDS, check_consumer_timeout
+from inference_worker.settings import WorkerSettings
+from standalone.models import AddSettings
+from standalone.reach import ReachSettings
+from tests.charts.rendering import CHART, VALUES, Pods, objects, pods_of
+
+PROCESSES: dict[str, tuple[type[BaseSettings], ...]] = {
+    "broker": (BrokerSettings,),
+    "relay": (RelaySettings,),
+    "worker": (WorkerSettings,),
+    "cleanup": (CleanupSettings,),
+    "verify": (VerifySettings,),
+    "migrate": (MigrateSettings,),
+    "models": (AddSettings, ReachSettings),
+}
+ANYWHERE = {"WHARF_INSTANCE"}
+"""Given to all alike, and not asked for by each."""
+CLIENT = {"WHARF_URL", "WHARF_API_KEY"}
+"""What the SDK reads, of which the test's pod is one user."""
+
+
+def known(process: str) -> set[str]:
+    if process == "doctor":
+        return CLIENT
+    fields = {name for settings in PROCESSES[process] for name in settings.model_fields}
+    return {f"WHARF_{name.upper()}" for name in fields} | ANYWHERE
+
+
+def ours(name: str) -> list[Pods]:
+    return [pods for pods in pods_of(objects(name)) if pods.is_ours]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_variable_is_a_setting_of_its_process(name: str) -> None:
+    for pods in ours(name):
+        for container in pods.containers:
+            process = container["args"][0]
+            given = {one["name"] for one in container["env"] if one["name"].startswith("WHARF_")}
+            assert given - known(process) == set(), f"{pods.name}, {container['name']}"
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_what_all_processes_are_given_is_a_setting_of_one_of_them(name: str) -> None:
+    everywhere = set().union(*(known(process) for process in PROCESSES))
+    for found in objects(name):
+        if found["kind"] == "ConfigMap" and found["metadata"]["name"].endswith("-settings"):
+            assert found["data"].keys() - everywhere == set()
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_processes_start_with_what_they_are_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pods in ours(name):
+        for container in pods.containers:
+            classes = PROCESSES.get(container["args"][0], ())
+            with monkeypatch.context() as patched:
+                for variable, value in pods.environment(container, objects(name)).items():
+                    patched.setenv(variable, value if isinstance(value, str) else "a-secret")
+                for settings in classes:
+                    loaded = load(settings)
+                    if isinstance(loaded, WorkerSettings):
+                        check_consumer_timeout(loaded)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_pod_may_take_as_long_to_end_as_its_process(name: str) -> None:
+    for pods in ours(name):
+        if pods.component in ("broker", "worker"):
+            [container] = pods.spec["containers"]
+            given = pods.environment(container, objects(name))
+            longest = float(given["WHARF_DRAIN_SECONDS"]) + float(given.get("WHARF_LEAVE_SECONDS", "0"))
+            assert pods.spec["terminationGracePeriodSeconds"] >= longest + GIVE_BACK_SECONDS + 5
+            if pods.component == "worker":
+                assert float(given["WHARF_DRAIN_SECONDS"]) > float(given["WHARF_TASK_SECONDS"])
+
+
+def test_the_schema_lets_no_secret_and_nothing_of_the_chart_s_own_through() -> None:
+    definitions = json.loads((CHART / "values.schema.json").read_text())["definitions"]
+    allowed = {
+        name for key, one in definitions.items() if key.endswith("ettings") for name in one["propertyNames"]["enum"]
+    }
+    assert "MAX_FILE_BYTES" in allowed
+    assert not allowed & {"DATABASE_URL", "DIRECT_DATABASE_URL", "AMQP_URL", "INSTANCE", "VOLUME", "HEALTH_PORT"}
+    assert chart.schema() == (CHART / "values.schema.json").read_text()
+
+
+def test_a_value_without_a_description_is_not_forgotten() -> None:
+    with pytest.raises(ValueError, match=r"a\.c is not described"):
+        list(chart.described("a:\n  # -- One\n  b: 1\n  c: 2\n"))
+    assert list(chart.described("# -- All\na:\n  b: 1\nc:\n  # -- One,\n  # and more\n  d: [1]\n")) == [
+        ("a", {"b": 1}, "All"),
+        ("c.d", [1], "One, and more"),
+    ]
