@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 UID = "1000670000"
 """Of the range that OpenShift gives a project: no line of /etc/passwd knows it."""
@@ -65,10 +66,15 @@ class Podman:
         return dict(found["Config"])
 
     def run(
-        self, image: str, *arguments: str, environment: Mapping[str, str], mounts: Sequence[str], seconds: float = 120
+        self,
+        image: str,
+        *arguments: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        mounts: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> str:
         """What a container printed that has ended well."""
-        return self("run", "--rm", *self._poverty(environment, mounts), image, *arguments, seconds=seconds)
+        return self("run", "--rm", *self._poverty(environment, mounts), *options, image, *arguments)
 
     @contextmanager
     def running(

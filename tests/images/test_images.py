@@ -49,6 +49,29 @@ def test_an_image_says_what_it_is_and_runs_as_nobody(podman: Podman, images: Map
     assert len(titles["revision"]) == 40
 
 
+POOR = """
+import os, subprocess
+print(os.getuid(), os.getgid())
+print(next(line for line in open("/proc/self/status") if line.startswith("CapEff")).split()[1])
+for path in ("/new", "/opt/wharf/new", "/srv/wharf/new", "/tmp/new"):
+    try:
+        open(path, "w")
+    except OSError as error:
+        print(path, error.strerror)
+try:
+    subprocess.run("true", shell=True)
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+
+
+@pytest.mark.parametrize("image", MEGABYTES)
+def test_a_container_of_these_tests_has_no_rights(podman: Podman, images: Mapping[str, str], image: str) -> None:
+    said = podman.run(images[image], "-c", POOR, options=["--entrypoint=python"]).splitlines()
+    refused = [f"{place}/new Read-only file system" for place in ("", "/opt/wharf", "/srv/wharf")]
+    assert said == [f"{UID} 0", "0" * 16, *refused, "/bin/sh Permission denied"]
+
+
 @pytest.fixture
 def database(postgres: Postgres) -> Iterator[str]:
     name = f"images_{time.time_ns()}"
@@ -93,7 +116,7 @@ def test_a_picture_goes_in_and_its_boxes_come_out_of_containers_without_rights(
             mounts=[everything, f"{own}:/own"],
         )
         for image, role in ((broker, "wharf_api"), (worker, "wharf_worker")):
-            podman.run(image, "migrate", "--wait", "30", environment=environment(role), mounts=[])
+            podman.run(image, "migrate", "--wait", "30", environment=environment(role))
         # As the chart mounts it for a worker, and, to register a model, for its init container.
         identity = f"{volume}/volume-id:/srv/wharf/volume-id:ro"
         podman.run(
