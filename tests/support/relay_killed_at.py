@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from broker.relay.command import relay
-from broker.relay.dead_letters import DeadLetters
 from broker.relay.publisher import Publisher
 from broker.relay.release import Release
 from custody import releases
@@ -33,7 +32,6 @@ STEPS: Mapping[str, Callable[[], None]] = MappingProxyType(
 
 LETTER_STEPS: Mapping[str, Callable[[], None]] = MappingProxyType(
     {
-        "a letter has come": lambda: die_before(DeadLetters, "_outcome"),
         "its task is dispatched again, not committed": lambda: die_after(releases, "dispatch_again"),
         "all is committed, the letter not acknowledged": lambda: die_before(Channel, "ack"),
     }
