@@ -9,6 +9,7 @@ import pytest
 from broker import readiness
 from broker.app import build_app
 from broker.backlog import Backlog
+from broker.cluster import ClusterView
 from broker.media import Prober
 from broker.metrics import BrokerMetrics
 from broker.readiness import Readiness
@@ -44,6 +45,7 @@ async def http(domain: Domain, acme, notices):
         readiness=Readiness(domain.api, domain.volume, room, needs_worker=False, tell=metrics.tell),
         room=room,
         metrics=metrics,
+        cluster=ClusterView(None, instance="broker-1"),
         stopping=asyncio.Event(),
     )
     async with domain.api.transaction(acme) as transaction:

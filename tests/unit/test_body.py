@@ -62,6 +62,7 @@ def service_in(folder: Path, **limits: int) -> Service:
         readiness=NO_DATABASE,
         room=room,
         metrics=BrokerMetrics(),
+        cluster=NO_DATABASE,
         stopping=asyncio.Event(),
     )
 
