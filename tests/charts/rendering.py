@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tests.charts.programs import helm
+from contracts.helm import tool
 
 CHART = Path(__file__).parents[2] / "charts" / "wharfinger"
 EXTERNAL = {"image": {"registry": "registry.example.com/ml"}, "database": {"existingSecret": "db"}}
@@ -122,7 +122,7 @@ _Loader.add_constructor(
 def run(release: str, *arguments: str, values: dict[str, Any] | None = None) -> "subprocess.CompletedProcess[str]":
     """helm with the values as its input."""
     return subprocess.run(
-        [helm(release), *arguments, "--values", "-"],
+        [tool("helm", release), *arguments, "--values", "-"],
         input=json.dumps(values or {}),
         capture_output=True,
         text=True,

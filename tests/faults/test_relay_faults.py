@@ -14,7 +14,7 @@ from custody.transport.topology import DEAD_LETTERS
 from custody.wire import Priority
 from tests.e2e.service import Part, until
 from tests.faults.conftest import NewFleet
-from tests.faults.fleet import FAST, Fleet, counted
+from tests.faults.fleet import FAST, Fleet, Recovery, Tenant, counted
 from tests.support.rabbitmq import RabbitMQ, require_rabbitmq
 from tests.support.relay_killed_at import LETTER_STEPS, STEPS
 
@@ -48,13 +48,7 @@ def test_a_relay_is_killed_between_the_row_and_the_message(queued: Queued, step:
         fleet.dismiss(queued.relay)
         tenant = fleet.tenant()
         jobs = [tenant.submit(*[1] * 20, priority=priority) for priority in Priority]
-        doomed = fleet.doomed(fleet.installation.relay("relay", queued.amqp_url, **FAST), "relay_killed_at", step)
-        doomed.start()
-        assert doomed.ended() == -signal.SIGKILL, doomed.output()
-        over_at = time.monotonic()
-        fleet.bring_back(queued.relay)
-        recovery = fleet.recovers(f"relay killed: {step}", over_at, [tenant])
-        assert recovery.all_seconds < SOON_SECONDS
+        assert killed_at(step, queued, tenant).all_seconds < SOON_SECONDS
         assert [tenant.job(job)["progress"]["done"] for job in jobs] == [20, 20]
 
 
@@ -66,14 +60,19 @@ def test_a_relay_is_killed_between_a_dead_letter_and_its_task(queued: Queued, st
         tenant = fleet.tenant()
         job = tenant.submit(1)
         put_dead_letter(queued, job)
-        doomed = fleet.doomed(fleet.installation.relay("relay", queued.amqp_url, **FAST), "relay_killed_at", step)
-        doomed.start()
-        assert doomed.ended() == -signal.SIGKILL, doomed.output()
-        over_at = time.monotonic()
-        fleet.bring_back(queued.relay)
-        recovery = fleet.recovers(f"relay killed: {step}", over_at, [tenant])
-        assert recovery.all_seconds < PAUSE_SECONDS + SOON_SECONDS
+        assert killed_at(step, queued, tenant).all_seconds < PAUSE_SECONDS + SOON_SECONDS
         assert tenant.job(job)["state"] == "succeeded"
+
+
+def killed_at(step: str, queued: Queued, tenant: Tenant) -> Recovery:
+    """A relay, at this step, and what its successor makes of it."""
+    fleet = queued.fleet
+    doomed = fleet.doomed(fleet.installation.relay("relay", queued.amqp_url, **FAST), "relay_killed_at", step)
+    doomed.start()
+    assert doomed.ended() == -signal.SIGKILL, doomed.output()
+    over_at = time.monotonic()
+    fleet.bring_back(queued.relay)
+    return fleet.recovers(f"relay killed: {step}", over_at, [tenant])
 
 
 def put_dead_letter(queued: Queued, job: str) -> None:
