@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from broker.maintenance.migrate.migration import ensure_database, migrate
-from standalone.cluster import programs_of_the_wheel
+from standalone.database_cluster import programs_of_the_wheel
 from standalone.postgres import Postgres
 
 

@@ -19,7 +19,7 @@ from custody.errors import CustodyError, StartError
 from custody.installation import SweepOff
 from custody.settings import load
 from custody.telemetry import configure_logging
-from standalone import job
+from standalone import kubernetes_job
 from standalone.reach import reach
 from wharfinger.commands.options import Limit
 from wharfinger.commands.output import cell, print_facts, print_table, say, shown_bytes, shown_time, table
@@ -97,10 +97,10 @@ def _arguments(*, dry_run: bool, now: bool, max_seconds: float | None, as_json: 
 
 def _clean_in_cluster(arguments: Sequence[str], namespace: str | None, release: str | None) -> None:
     kubernetes = Kubernetes.connect(namespace=namespace, usual=True)
-    name = job.start(kubernetes, job.cron_job(kubernetes, "cleanup", release), arguments)
+    name = kubernetes_job.start(kubernetes, kubernetes_job.cron_job(kubernetes, "cleanup", release), arguments)
     say(f"The Job {name} cleans up in {kubernetes.namespace}.")
     try:
-        succeeded = job.follow(kubernetes, name, show=typer.echo, tell=say)
+        succeeded = kubernetes_job.follow(kubernetes, name, show=typer.echo, tell=say)
     except (KubernetesError, KeyboardInterrupt) as error:
         said = f"{error} " if isinstance(error, KubernetesError) else ""
         sys.exit(f"{said}The Job goes on: kubectl --namespace {kubernetes.namespace} logs --follow job/{name}")

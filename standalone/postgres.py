@@ -19,7 +19,7 @@ from typing import Self
 from urllib.parse import quote
 
 from custody.errors import StartError
-from standalone.cluster import account_for, check_version, new_cluster, programs_of_the_wheel
+from standalone.database_cluster import account_for, check_version, new_cluster, programs_of_the_wheel
 from standalone.folder import PORT, Folder, explained
 from standalone.orphans import end_orphans
 from standalone.process import Account, Process

@@ -86,7 +86,7 @@ def test_only_commands_read_the_environment() -> None:
     }
     # What `up`, `demo` and Postgres hand on to the processes that they start, and what ultralytics reads at its import.
     assert reading <= {
-        *("standalone/command.py", "standalone/demo.py", "standalone/postgres.py", "standalone/doctor.py"),
+        *("standalone/command.py", "standalone/demo.py", "standalone/postgres.py", "standalone/doctor/command.py"),
         "inference_worker/engines/ultralytics.py",
     }
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from standalone.look_at_cluster import RIGHTS
+from standalone.doctor.cluster import RIGHTS
 from tests.charts.rendering import CHART, QUEUED, pods_of, rendered, run
 
 OPERATOR = {"kind": "User", "name": "ada", "apiGroup": "rbac.authorization.k8s.io"}

@@ -11,8 +11,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from standalone import trial
-from standalone.doctor import doctor
+from standalone.doctor import trial
+from standalone.doctor.command import doctor
 from tests.e2e.service import Service, free_port
 
 DOCTOR = typer.Typer()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from standalone.trial import pictures
+from standalone.doctor.trial import pictures
 from tests.e2e import boxes
 from tests.e2e.boxes import Seen
 from tests.e2e.service import Strict, start_worker

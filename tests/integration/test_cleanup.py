@@ -27,7 +27,7 @@ from custody.instance import Alone
 from custody.pressure import Watermarks
 from custody.removal import FOLDERS
 from custody.volume import Usage, Volume, blob_path
-from standalone.cluster import programs_of_the_wheel
+from standalone.database_cluster import programs_of_the_wheel
 from tests.support.domain import Domain
 
 RETENTION = Retention(files=timedelta(days=30), jobs=timedelta(days=90))

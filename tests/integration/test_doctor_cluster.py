@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from broker.kubernetes import Kubernetes
-from standalone import job, two_pods
-from standalone.finding import Finding
-from standalone.look_at_cluster import RIGHTS, look_at_cluster
+from standalone import kubernetes_job
+from standalone.doctor import two_pods
+from standalone.doctor.cluster import RIGHTS, look_at_cluster
+from standalone.doctor.finding import Finding
 from tests.conftest import Installation
 from tests.e2e.service import clean_environment
 from tests.support import kubernetes_api as fake
@@ -31,7 +32,7 @@ def api() -> Iterator[KubernetesApi]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(kubernetes_job, "POLL_SECONDS", 0.02)
 
 
 def look(api: KubernetesApi, folder: Path) -> list[Finding]:

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from custody.errors import StartError
-from standalone.cluster import account_for, programs_of_the_wheel
+from standalone.database_cluster import account_for, programs_of_the_wheel
 from standalone.postgres import Postgres
 from standalone.process import Process
 from standalone.server_log import LARGEST, ServerLog

@@ -15,7 +15,7 @@ from broker.cluster import ClusterView
 from broker.kubernetes import OURS, Kubernetes, KubernetesError
 from custody.errors import StartError
 from custody.wire import Cluster, Pool, PoolState, Relay, Worker
-from standalone import job
+from standalone import kubernetes_job
 from tests.support import kubernetes_api as fake
 from tests.support.certificates import Certificates
 from tests.support.kubernetes_api import KubernetesApi, kubernetes_api
@@ -34,7 +34,7 @@ def api() -> Iterator[KubernetesApi]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(kubernetes_job, "POLL_SECONDS", 0.02)
 
 
 def connect(api: KubernetesApi, folder: Path) -> Kubernetes:
@@ -202,8 +202,8 @@ def clean(api: KubernetesApi, folder: Path, *arguments: str) -> tuple[bool, list
     kubernetes = connect(api, folder)
     shown: list[str] = []
     told: list[str] = []
-    name = job.start(kubernetes, job.cron_job(kubernetes, "cleanup", None), arguments)
-    return job.follow(kubernetes, name, show=shown.append, tell=told.append), shown, told
+    name = kubernetes_job.start(kubernetes, kubernetes_job.cron_job(kubernetes, "cleanup", None), arguments)
+    return kubernetes_job.follow(kubernetes, name, show=shown.append, tell=told.append), shown, told
 
 
 def test_a_cleanup_is_a_job_made_from_the_cron_job_and_its_log_is_shown(api: KubernetesApi, tmp_path: Path) -> None:
@@ -283,12 +283,12 @@ def test_of_two_releases_one_must_be_named(api: KubernetesApi, tmp_path: Path) -
     api.rights = OPERATE
     kubernetes = connect(api, tmp_path)
     with pytest.raises(StartError, match="no cleanup CronJob"):
-        job.cron_job(kubernetes, "cleanup", None)
+        kubernetes_job.cron_job(kubernetes, "cleanup", None)
     for release in ("one", "two"):
         api.put("cronjobs", fake.cron_job(f"{release}-cleanup", release))
     with pytest.raises(StartError, match=r"one.*two"):
-        job.cron_job(kubernetes, "cleanup", None)
-    assert job.cron_job(kubernetes, "cleanup", "two")["metadata"]["name"] == "two-cleanup"
+        kubernetes_job.cron_job(kubernetes, "cleanup", None)
+    assert kubernetes_job.cron_job(kubernetes, "cleanup", "two")["metadata"]["name"] == "two-cleanup"
 
 
 def test_the_command_cleans_in_the_cluster_of_the_kubeconfig(api: KubernetesApi, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from broker.kubernetes import COMPONENT, INSTANCE, OURS, Kubernetes, KubernetesError, Object
 from custody.errors import StartError
-from standalone import job
-from standalone.finding import Finding
+from standalone import kubernetes_job
+from standalone.doctor.finding import Finding
 
 RIGHTS = (
     ("list", "pods", "", ""),
@@ -91,7 +91,7 @@ def _is_ready(pod: Object) -> bool:
 def _two_pods(kubernetes: Kubernetes, release: str | None) -> Iterator[Finding]:
     """Two Jobs made from the CronJob of the cleanups, whose pods have the volume and a database role."""
     try:
-        cron_job = job.cron_job(kubernetes, "cleanup", release)
+        cron_job = kubernetes_job.cron_job(kubernetes, "cleanup", release)
     except StartError as error:
         yield Finding("two pods", "warning", f"not tried: {error}")
         return
@@ -100,7 +100,7 @@ def _two_pods(kubernetes: Kubernetes, release: str | None) -> Iterator[Finding]:
     try:
         for part in ("write", "read"):
             arguments = ["doctor", "--probe", f"{part}:{meeting}"]
-            made.append(job.start(kubernetes, cron_job, arguments, instead=True, apart=meeting))
+            made.append(kubernetes_job.start(kubernetes, cron_job, arguments, instead=True, apart=meeting))
         for name in made:
             yield from _of_job(kubernetes, name)
         yield _nodes(kubernetes, made)
@@ -113,7 +113,7 @@ def _two_pods(kubernetes: Kubernetes, release: str | None) -> Iterator[Finding]:
 def _of_job(kubernetes: Kubernetes, name: str) -> Iterator[Finding]:
     lines: list[str] = []
     told: list[str] = []
-    job.follow(kubernetes, name, show=lines.append, tell=told.append)
+    kubernetes_job.follow(kubernetes, name, show=lines.append, tell=told.append)
     found = [line for line in lines if line.startswith('[{"subject"')]
     if not found:
         yield Finding(

@@ -28,10 +28,10 @@ from custody.settings import PressureSettings, QueueSettings, load
 from custody.transport.connection import Connection, Login, QueueError
 from custody.volume import Usage, Volume
 from inference_worker.cpus import granted_cpus
-from standalone import trial, two_pods
-from standalone.finding import Finding
+from standalone.doctor import trial, two_pods
+from standalone.doctor.cluster import look_at_cluster
+from standalone.doctor.finding import Finding
 from standalone.folder import socket_of_running
-from standalone.look_at_cluster import look_at_cluster
 from standalone.postgres import url_on
 from wharfinger import discovery
 from wharfinger.commands.failures import explain

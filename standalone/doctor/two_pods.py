@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
-from standalone.finding import Finding
+from standalone.doctor.finding import Finding
 
 ROUNDS = 5
 BYTES = 256 * 1024
