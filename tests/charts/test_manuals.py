@@ -16,6 +16,7 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
+from contracts.chart import settable
 from contracts.helm import tool
 from tests.charts.rendering import CHART, rendered
 from tests.conftest import ROOT
@@ -211,3 +212,24 @@ def test_what_a_quota_needs_is_what_the_chart_asks_for() -> None:
         replicas * int(each["memory"][:-2]) * {"Mi": 1, "Gi": 1024}[each["memory"][-2:]] for replicas, each in asked
     )
     assert (millicpus / 1000, mebibytes / 1024) == (float(cpus), float(gibibytes))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_value_that_is_named_is_the_charts(page: str) -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    values["cluster"]["operators"], values["settings"] = {}, dict.fromkeys(settable("cleanup"))
+    for named in re.findall(r"`([a-z]\w+(?:\.\w+)+)(?:[=:][^`]*)?`", PAGES[page]):
+        found: Any = values
+        if (path := named.split("."))[0] not in values:
+            continue
+        for key in path:
+            assert key in found, f"{page}: {named}"
+            found = found[key]
+
+
+def test_every_setting_that_is_named_is_read() -> None:
+    others = {"WHARF_SERVER", "WHARF_URL", "WHARF_API_KEY", "WHARF_API_KEY_FILE", "WHARF_TEST_POSTGRES"}
+    compose = set(re.findall(r"WHARF_[A-Z_]+", (ROOT / "deploy" / "compose.yaml").read_text()))
+    known = set(re.findall(r"^\| `(WHARF_[A-Z_]+)`", PAGES["README.md"], re.MULTILINE)) | others | compose
+    for page, text in PAGES.items():
+        assert set(re.findall(r"\bWHARF_[A-Z_]*[A-Z]\b", text)) - known == set(), page
