@@ -155,6 +155,14 @@ def test_a_link_leads_somewhere(page: str) -> None:
             assert anchor in anchors(path), f"{page}: {target}"
 
 
+def test_a_file_that_is_named_is_there() -> None:
+    named = re.compile(
+        r"`((?:tests|custody|broker|inference_worker|schema|contracts|standalone|wharfinger)/[\w/.-]+\.\w+)`"
+    )
+    for page, text in PAGES.items():
+        assert [name for name in named.findall(text) if not (ROOT / name).exists()] == [], page
+
+
 def anchors(path: Path) -> set[str]:
     """As GitHub and GitLab make them of headings."""
     titles = re.findall(r"^#{1,6} (.+)$", path.read_text(), re.MULTILINE)
