@@ -10,6 +10,7 @@ import copy
 import difflib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -321,7 +322,7 @@ def template() -> Manifest:
     for one in objects:
         _mark_settings(one, "${FILE_RETENTION_DAYS} ${JOB_RETENTION_DAYS}")
         if one["kind"] == "Job":
-            one["metadata"]["name"] = one["metadata"]["name"].removesuffix("-1") + "-${REVISION}"
+            one["metadata"]["name"] = _without_revision(one["metadata"]["name"]) + "-${REVISION}"
             one["spec"].setdefault("ttlSecondsAfterFinished", 86400)
     key: Manifest = {
         "apiVersion": "v1",
@@ -450,7 +451,7 @@ def _base(folder: Path, objects: list[Manifest]) -> dict[Path, str]:
     for one in objects:
         if one["kind"] == "Job":
             job = copy.deepcopy(one)
-            job["metadata"]["name"] = job["metadata"]["name"].removesuffix("-1") + f"-{VERSION.replace('.', '-')}"
+            job["metadata"]["name"] = f"{_without_revision(job['metadata']['name'])}-{VERSION.replace('.', '-')}"
             [container] = job["spec"]["template"]["spec"]["containers"]
             del container["envFrom"]
             container["env"].append({"name": "WHARF_VOLUME", "value": settings["data"]["WHARF_VOLUME"]})
@@ -463,6 +464,11 @@ def _base(folder: Path, objects: list[Manifest]) -> dict[Path, str]:
         "configMapGenerator": [generator],
     }
     return _folder(folder, kept, kustomization)
+
+
+def _without_revision(job: str) -> str:
+    """The migration Job's name without helm's revision and the digest of what it does."""
+    return re.sub(r"-1-[0-9a-f]{8}$", "", job)
 
 
 def pod_templates(manifest: Manifest) -> list[Manifest]:
