@@ -1,5 +1,7 @@
 """The command line `wharf`: names the commands, and turns errors into lines and exit codes."""
 
+import os
+import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated, Any
 
@@ -27,6 +29,9 @@ class _Commands(TyperGroup):
 
 
 def main() -> None:
+    # In a container the uid is the cluster's choice, and may be another one tomorrow; the group is always 0.
+    if sys.platform != "win32" and os.getuid() != 0 and os.getgid() == 0:
+        os.umask(0o002)
     app(prog_name="wharf")
 
 

@@ -670,3 +670,24 @@ class TestStart:
         result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0
         assert result.stderr == ""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root becomes another user")
+@pytest.mark.parametrize(("uid", "gid", "mask"), [(1000670000, 0, 0o002), (1000670000, 1000, 0o022), (0, 0, 0o022)])
+def test_what_a_container_writes_is_its_group_s_whose_next_uid_may_be_another(uid: int, gid: int, mask: int) -> None:
+    code = f"""
+        import os, sys
+        from wharfinger.command import main
+        sys.argv = ["wharf", "--version"]
+        os.umask(0o022)
+        os.setgid({gid})
+        os.setuid({uid})
+        try:
+            main()
+        finally:
+            print(os.umask(0))
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert int(result.stdout.splitlines()[-1]) == mask
