@@ -29,7 +29,8 @@ BYTES = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 @dataclass
 class Pod:
-    """`folder`: of its volumes. `container`: podman's id of the one that it has once it is initialized."""
+    """`folder`: of its volumes. `container`: podman's id of the one that runs, or ran last. `initializing`: the init
+    container that runs. `logs`: of those that have ended."""
 
     name: str
     labels: Mapping[str, str]
@@ -110,21 +111,26 @@ class Node:
         return self._probe(pod, "livenessProbe")
 
     def stop(self, pod: Pod) -> float:
-        """As an eviction does. Seconds until it ended, with status 0 and by itself."""
+        """Seconds until it ended, with status 0 and by itself."""
         assert "lifecycle" not in pod.main
-        grace = pod.spec["terminationGracePeriodSeconds"]
+        took = self.evict(pod)
+        self._end(pod, pod.main, pod.container)
+        assert took < pod.spec["terminationGracePeriodSeconds"]
+        return took
+
+    def evict(self, pod: Pod) -> float:
+        """Whatever it is doing. Seconds until its container has ended."""
+        grace = pod.spec.get("terminationGracePeriodSeconds", 30)
         began = time.monotonic()
         self._podman("stop", "--time", str(grace), pod.container, seconds=grace + 30)
-        took = time.monotonic() - began
-        self._end(pod, pod.main, pod.container)
-        assert took < grace
-        return took
+        return time.monotonic() - began
 
     def _initialized(self, workload: Manifest) -> Pod:
         pod = self._made(workload)
         for container in pod.spec.get("initContainers", []):
             pod.initializing = container["name"]
-            self._end(pod, container, self._begin(pod, container))
+            pod.container = self._begin(pod, container)
+            self._end(pod, container, pod.container)
         pod.initializing = ""
         return pod
 

@@ -189,9 +189,15 @@ def test_the_pods_of_a_namespace_come_up_answer_clean_up_and_end_in_their_grace(
         worker = node.find("Deployment", "worker", **{"wharfinger/pool": applied.model})
         if applied.adding:
             starts.append(threads.submit(node.start, worker))
+        evicted = threads.submit(node.finish, node.find("CronJob", "verify"))
         time.sleep(5)
         assert {pod.initializing for pod in node.pods} == {"wait-for-migration"}
         assert not any(start.done() for start in starts)
+        [pod] = [pod for pod in node.pods if "verify" in pod.name]
+        print(f"\n{pod.name} was evicted in {node.evict(pod):.1f} s")  # noqa: T201
+        # By SIGTERM; SIGKILL, once the grace is over, would be 137.
+        with pytest.raises(AssertionError, match=r"wait-for-migration .* ended with 143"):
+            evicted.result()
         node.finish(node.find("Job", "migrate"))
         if applied.adding:
             node.finish(applied.adding)

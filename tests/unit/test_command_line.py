@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import psutil
 import pytest
 import typer
 from PIL import Image
@@ -691,3 +693,18 @@ def test_what_a_container_writes_is_its_group_s_whose_next_uid_may_be_another(ui
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=True
     )
     assert int(result.stdout.splitlines()[-1]) == mask
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("unshare") is None, reason="only root makes PID namespaces")
+def test_a_container_that_waits_ends_when_it_is_asked_to() -> None:
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", MAIN, "migrate", "--wait", "60"]
+    environment = {**os.environ, "WHARF_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as outside:
+        try:
+            assert outside.stderr is not None
+            outside.stderr.readline()
+            [first] = psutil.Process(outside.pid).children()
+            first.send_signal(signal.SIGTERM)
+            assert outside.wait(20) == 128 + signal.SIGTERM
+        finally:
+            outside.kill()
