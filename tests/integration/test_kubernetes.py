@@ -147,6 +147,42 @@ def test_a_dead_api_costs_the_pods_and_not_the_answer(tmp_path: Path) -> None:
     assert "does not answer" in str(see(config).notice)
 
 
+def test_many_who_ask_at_once_ask_the_api_once(api: KubernetesApi, tmp_path: Path) -> None:
+    api.put("pods", fake.pod("b-1", "broker"))
+    view = ClusterView(api.kubeconfig(tmp_path), instance="b-1")
+
+    async def look(many: int) -> list[Cluster]:
+        return await asyncio.gather(*(view.look([], []) for _ in range(many)))
+
+    async def look_twice() -> tuple[list[Cluster], list[Cluster]]:
+        return await look(20), await look(20)
+
+    try:
+        refused, again = asyncio.run(look_twice())
+    finally:
+        view.close()
+    assert {each.source for each in (*refused, *again)} == {"heartbeats"}
+    assert len(api.asked) == 1
+
+
+def test_what_the_api_said_is_asked_anew_after_a_while(
+    api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.cluster.GOOD_SECONDS", 0)
+    monkeypatch.setattr("broker.cluster.FAULT_SECONDS", 0)
+    view = ClusterView(api.kubeconfig(tmp_path), instance="b-1")
+
+    async def look() -> list[str]:
+        first = await view.look([], [])
+        api.rights = VIEW
+        return [first.source, (await view.look([], [])).source]
+
+    try:
+        assert asyncio.run(look()) == ["heartbeats", "kubernetes"]
+    finally:
+        view.close()
+
+
 def test_a_pod_asks_as_its_service_account_and_trusts_the_clusters_authority_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
