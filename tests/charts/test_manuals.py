@@ -76,11 +76,9 @@ def test_a_command_of_ours_is_there_with_its_options(page: str, words: tuple[str
 
 @pytest.mark.parametrize(("page", "words"), [each for each in typed("helm") if "--set" in str(each.values)])
 def test_the_values_that_are_set_are_the_charts(page: str, words: tuple[str, ...]) -> None:
-    given = [each for flag, value in zip(words, words[1:], strict=False) if flag == "--set" for each in (flag, value)]
+    given = [each for flag, value in pairwise(words) if flag == "--set" for each in (flag, value)]
     filled = [word.replace("...", "registry.example.com") for word in given]
-    shown = [
-        word for flag, value in zip(words, words[1:], strict=False) if flag == "--show-only" for word in (flag, value)
-    ]
+    shown = [word for flag, value in pairwise(words) if flag == "--show-only" for word in (flag, value)]
     assert rendered({}, *NEEDED, *filled, *shown)
 
 
