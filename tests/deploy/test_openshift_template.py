@@ -69,8 +69,8 @@ def _as_the_template_has_it(objects: list[Manifest], settings: str) -> list[Mani
             assert re.fullmatch(r"[0-9a-f]{16}", pod["metadata"]["annotations"]["wharfinger/settings"])
             pod["metadata"]["annotations"]["wharfinger/settings"] = settings
         if one["kind"] == "Job":
-            assert one["metadata"]["name"].endswith("-migrate-1")
-            one["metadata"]["name"] = one["metadata"]["name"].removesuffix("1") + "r1"
+            one["metadata"]["name"], numbered = re.subn(r"-1-[0-9a-f]{8}$", "-r1", one["metadata"]["name"])
+            assert numbered == 1
             one["spec"].setdefault("ttlSecondsAfterFinished", 86400)
     return objects
 
