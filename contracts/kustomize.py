@@ -18,6 +18,7 @@ from contracts.rendering import (
     make_authorities_optional,
     mark_settings,
     registering_job,
+    without_revision,
 )
 
 BASE: Mapping[str, Any] = {
@@ -115,7 +116,7 @@ def _in_the_base(objects: Iterable[Manifest]) -> list[Manifest]:
         make_authorities_optional(one, None)
         if one["kind"] == "Job":
             job = copy.deepcopy(one)
-            job["metadata"]["name"] = job["metadata"]["name"].removesuffix("-1") + f"-{VERSION.replace('.', '-')}"
+            job["metadata"]["name"] = f"{without_revision(job['metadata']['name'])}-{VERSION.replace('.', '-')}"
             job["spec"]["ttlSecondsAfterFinished"] = KEPT_SECONDS
             [container] = job["spec"]["template"]["spec"]["containers"]
             del container["envFrom"]

@@ -1,6 +1,7 @@
 """OpenShift's Templates, made from the chart's objects, with parameters in place of what these were rendered with."""
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from contracts.rendering import (
     make_authorities_optional,
     mark_settings,
     registering_job,
+    without_revision,
 )
 
 GPU_TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
@@ -198,6 +200,7 @@ EVALUATION_PARAMETERS = (
     replace(NAME, description="NAME of template.yaml"),
     Parameter("POSTGRES_IMAGE", "The official image of PostgreSQL, 15 or newer", "p/postgres:1", "postgres:17", True),
     Parameter("RABBITMQ_IMAGE", "The official image of RabbitMQ, 3.10 or newer", "p/rabbitmq:1", "rabbitmq:4", True),
+    PULL_SECRETS,
     Parameter(
         "STORAGE_CLASS_NAME",
         "StorageClass of their claims, ReadWriteOnce; null: the cluster's default",
@@ -282,7 +285,7 @@ def template() -> Manifest:
         mark_settings(one, "${FILE_RETENTION_DAYS} ${JOB_RETENTION_DAYS}")
         make_authorities_optional(one, "${QUEUE_CA_FILE}")
         if one["kind"] == "Job":
-            one["metadata"]["name"] = one["metadata"]["name"].removesuffix("-1") + "-${REVISION}"
+            one["metadata"]["name"] = without_revision(one["metadata"]["name"]) + "-${REVISION}"
             one["spec"].setdefault("ttlSecondsAfterFinished", KEPT_SECONDS)
     labels = next(dict(one["metadata"]["labels"]) for one in objects if one["kind"] == "ConfigMap")
     key: Manifest = {
@@ -334,8 +337,9 @@ def evaluation_template() -> Manifest:
     """Of a PostgreSQL and a RabbitMQ for a first try, and of the Secrets that the service's Template names."""
     of = _stand_ins(EVALUATION_PARAMETERS)
     name = of("NAME")
-    server = {"className": of("STORAGE_CLASS_NAME"), "podSecurityContext": dict.fromkeys(_FIXED_IDS)}
+    server = {"className": of("STORAGE_CLASS_NAME"), "podSecurityContext": None}
     values: Manifest = {
+        "image": {"pullSecrets": of("PULL_SECRETS")},
         "evaluation": {
             "enabled": True,
             "postgres": {**server, "image": of("POSTGRES_IMAGE"), "size": of("POSTGRES_SIZE")},
@@ -351,7 +355,10 @@ def evaluation_template() -> Manifest:
         elif component not in _REACHED.values() and own not in _REACHED.values():
             continue
         if kind == "Secret":
-            one["stringData"] = {key: _with_parameters(key, text, own) for key, text in one["stringData"].items()}
+            texts = {key: b64decode(text).decode() for key, text in one.pop("data", {}).items()} | one.get(
+                "stringData", {}
+            )
+            one["stringData"] = {key: _with_parameters(key, text, own) for key, text in texts.items()}
             one["immutable"] = True
         objects.append(mark_settings(one, None))
     return _template(
@@ -371,7 +378,6 @@ def evaluation_template() -> Manifest:
     )
 
 
-_FIXED_IDS = ("runAsUser", "runAsGroup", "fsGroup")
 _REACHED = {"to-database": "postgres", "to-queue": "rabbitmq"}
 """Policies that let the service's pods reach a server, and the server."""
 

@@ -1,6 +1,7 @@
 """The chart's objects as deploy/ takes them over: without what is helm's own."""
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -77,6 +78,13 @@ def make_authorities_optional(manifest: Manifest, queue_ca: str | None) -> None:
                     container["env"].remove(variable)
                 else:
                     variable["value"] = queue_ca
+
+
+def without_revision(job: str) -> str:
+    """The migration Job's name without helm's revision and the digest of what it does."""
+    plain, found = re.subn(r"-1-[0-9a-f]{8}$", "", job)
+    assert found == 1, job
+    return plain
 
 
 def registering_job(objects: Iterable[Manifest], name: str, kept_seconds: int) -> Manifest:

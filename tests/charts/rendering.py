@@ -56,12 +56,22 @@ VALUES: dict[str, dict[str, Any]] = {
     | {
         "image": {"registry": "registry.example.com/ml", "pullSecrets": ["pull"], "tag": "1.2.3"},
         "settings": {"FILE_RETENTION_DAYS": 7, "LOG_LEVEL": "debug", "HEADROOM_BYTES": 20000000000},
-        "database": {"existingSecret": "db", "caSecret": "db-ca", "createLogins": True, "port": 6432},
+        "database": {
+            "existingSecret": "db",
+            "caSecret": "db-ca",
+            "createLogins": True,
+            "port": 6432,
+            "directApiUrlKey": "direct-api-url",
+            "directRelayUrlKey": "direct-relay-url",
+            "directWorkerUrlKey": "direct-worker-url",
+            "directCleanupUrlKey": "direct-cleanup-url",
+        },
         "queue": {"existingSecret": "mq", "caSecret": "mq-ca"},
         "adminKey": {"existingSecret": "admin", "key": "the.key"},
         "storage": {"className": "-", "volumeName": "wharf-files", "annotations": {"a": "b"}, "keep": False},
         "podAnnotations": {"example.com/a": "b"},
         "podLabels": {"team": "vision"},
+        "poolDefaults": {"extraEnv": [{"name": "CUDA_CACHE_PATH", "value": "/tmp/cuda"}]},
         "broker": {"settings": {"MAX_POOL_BACKLOG": 1000000}, "service": {"annotations": {"a": "b"}}},
         "ingress": {
             "enabled": True,
@@ -76,6 +86,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "monitoring": [{"namespaceSelector": {}}],
             "databasePeers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
             "queuePeers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+            "extraEgress": [{"ports": [{"port": 15012, "protocol": "TCP"}]}],
         },
         "serviceAccount": {"annotations": {"a": "b"}},
         "monitoring": {

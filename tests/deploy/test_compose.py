@@ -24,6 +24,7 @@ from contracts.rendering import CHART, ROOT, STARTER_MODEL, VERSION
 from custody.settings import load
 from inference_worker.settings import WorkerSettings
 from tests.deploy.conftest import DEPLOY
+from tests.support.pods import pods
 
 SETTINGS: Mapping[str, type[BaseSettings]] = {
     "migrate": MigrateSettings,
@@ -185,6 +186,12 @@ def test_a_worker_has_memory_for_a_slot_on_each_of_its_cpus_as_the_chart_s(host:
     limits = yaml.safe_load((CHART / "values.yaml").read_text())["poolDefaults"]["resources"]["limits"]
     worker = host.services["worker"]
     assert (str(worker["cpus"]), worker["mem_limit"]) == (limits["cpu"], limits["memory"].replace("Gi", "g"))
+
+
+def test_postgres_has_as_many_connections_as_in_a_cluster(host: Host) -> None:
+    evaluation = yaml.safe_load((DEPLOY / "openshift" / "evaluation.yaml").read_text())
+    [postgres] = [pod for name, pod in pods(evaluation["objects"]) if name.endswith("-postgres")]
+    assert host.services["postgres"]["command"] == postgres["containers"][0]["args"]
 
 
 def test_what_needs_another_waits_for_it(host: Host) -> None:

@@ -96,8 +96,8 @@ def _as_the_template_has_it(objects: list[Manifest], settings: str, queue_ca: st
                 if authorities := environment(container).get("WHARF_AMQP_CA_FILE"):
                     authorities["value"] = queue_ca
         if one["kind"] == "Job":
-            assert one["metadata"]["name"].endswith("-migrate-1")
-            one["metadata"]["name"] = one["metadata"]["name"].removesuffix("1") + "r1"
+            one["metadata"]["name"], numbered = re.subn(r"-1-[0-9a-f]{8}$", "-r1", one["metadata"]["name"])
+            assert numbered == 1
             one["spec"].setdefault("ttlSecondsAfterFinished", 86400)
     return objects
 
