@@ -355,9 +355,8 @@ def evaluation_template() -> Manifest:
         elif component not in _REACHED.values() and own not in _REACHED.values():
             continue
         if kind == "Secret":
-            texts = {key: b64decode(text).decode() for key, text in one.pop("data", {}).items()} | one.get(
-                "stringData", {}
-            )
+            texts = one.get("stringData", {})
+            texts |= {key: b64decode(text).decode() for key, text in one.pop("data", {}).items()}
             one["stringData"] = {key: _with_parameters(key, text, own) for key, text in texts.items()}
             one["immutable"] = True
         objects.append(mark_settings(one, None))

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
@@ -27,11 +29,17 @@ from custody.database import Database
 from custody.errors import StartError
 from custody.ids import new_id
 from custody.volume import Volume
+from standalone.database_cluster import programs_of_the_wheel
 from standalone.postgres import Postgres
 
 pytestmark = pytest.mark.postgres
 
 MIGRATIONS = sorted(path.stem for path in (Path(__file__).parents[2] / "schema" / "migrations").glob("*.sql"))
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+OPTIONS_OF_A_DUMP, OPTIONS_OF_A_RESTORE = (
+    re.findall(r"--[a-z-]+(?:=\w+)?", options)
+    for options in re.findall(r"^    pg_(?:dump|restore) (.*?) --(?:file|dbname)", OPERATIONS, re.MULTILINE)
+)
 
 
 @pytest.fixture
@@ -222,6 +230,24 @@ async def test_a_plain_user_migrates_once_a_dba_has_prepared_what_is_printed(bar
     assert await migrate(url, None) == []
 
 
+async def test_the_owner_saves_and_puts_back_all_rows_as_the_manual_says(bare, tmp_path):
+    """docs/operations.md has the options. Without them a dump ends at the first table of the tenants' wall."""
+    for name in ("wharf", "other"):
+        run(bare.url(), f"ALTER DATABASE {name} OWNER TO dba")
+    await migrate(bare.url("dba", "wharf"), None)
+    key = await first_key(bare.url("dba", "wharf"), "default")
+    saved = tmp_path / "wharf.dump"
+    with pytest.raises(subprocess.CalledProcessError):
+        program("pg_dump", f"--file={saved}", bare.url("dba", "wharf"))
+    program("pg_dump", *OPTIONS_OF_A_DUMP, f"--file={saved}", bare.url("dba", "wharf"))
+    run(bare.url("dba", "other"), "GRANT CREATE ON DATABASE other TO wharf_owner")
+    program("pg_restore", *OPTIONS_OF_A_RESTORE, "--dbname", bare.url("dba", "other"), str(saved))
+    assert await migrate(bare.url("dba", "other"), None) == []
+    assert await key_works(bare.url("postgres", "other"), key)
+    walls = "SELECT count(*) FROM pg_class WHERE relrowsecurity AND relforcerowsecurity"
+    assert run(bare.url("postgres", "other"), walls) == run(bare.url("postgres", "wharf"), walls) != [(0,)]
+
+
 async def test_everything_belongs_to_the_owners_role_whoever_migrates(bare):
     run(bare.url(), "ALTER DATABASE wharf OWNER TO dba")
     await migrate(bare.url("dba", "wharf"), None)
@@ -333,10 +359,46 @@ async def test_logins_that_cannot_be_are_refused_without_telling_a_password(inst
     assert run(installation.url(), "SELECT rolname, rolpassword FROM pg_authid ORDER BY 1") == before
 
 
-async def test_who_may_not_make_logins_is_told_so(bare, tmp_path):
+async def test_who_may_not_make_logins_is_told_what_an_admin_must_run_and_needs_no_more_once_it_was(
+    passwords, tmp_path
+):
+    run(passwords.url(), roles_script())
+    run(
+        passwords.url(),
+        "ALTER DATABASE wharf OWNER TO plain; ALTER ROLE plain PASSWORD 'own'; GRANT wharf_owner TO plain",
+    )
+    url = make_conninfo(passwords.url("plain", "wharf"), password="own")
+    await migrate(url, None)
+    run(passwords.url(), "CREATE ROLE \"the relay\" LOGIN PASSWORD 'old'")
+    for role, user in (("wharf_api", "api"), ("wharf_relay", "the%20relay"), ("wharf_cleanup", "wharf_cleanup")):
+        (tmp_path / role).write_text(f"postgresql://{user}:geheim@nowhere/wharf")
+    try:
+        with pytest.raises(StartError, match="may not make logins") as told:
+            await ensure_logins(url, tmp_path)
+        statements = str(told.value).splitlines()[1:]
+        assert statements == [
+            f"CREATE ROLE \"api\" LOGIN PASSWORD '...' IN ROLE wharf_api;  -- {tmp_path / 'wharf_api'}",
+            f'GRANT wharf_relay TO "the relay";  -- {tmp_path / "wharf_relay"}',
+            f"ALTER ROLE \"the relay\" LOGIN PASSWORD '...';  -- {tmp_path / 'wharf_relay'}",
+            f"ALTER ROLE \"wharf_cleanup\" LOGIN PASSWORD '...';  -- {tmp_path / 'wharf_cleanup'}",
+        ]
+        assert "geheim" not in str(told.value)
+        run(passwords.url(), "\n".join(statements).replace("'...'", "'geheim'"))
+        assert await ensure_logins(url, tmp_path) == ["api", "the relay", "wharf_cleanup"]
+        for role, user in (("wharf_api", "api"), ("wharf_relay", "the relay"), ("wharf_cleanup", "wharf_cleanup")):
+            login = make_conninfo(passwords.url(user, "wharf"), password="geheim")
+            async with Database(login, name="test", role=role, size=1):
+                pass
+    finally:
+        run(passwords.url(), "ALTER DATABASE wharf OWNER TO postgres; ALTER ROLE plain PASSWORD NULL")
+        for user in ("api", '"the relay"'):
+            run(passwords.url(), f"DROP ROLE IF EXISTS {user}")
+
+
+async def test_a_superuser_that_somebody_else_made_is_no_login_either(bare, tmp_path):
     run(bare.url(), roles_script())
-    (tmp_path / "wharf_api").write_text("postgresql://api:geheim@db/wharf")
-    with pytest.raises(StartError, match="may not make logins"):
+    (tmp_path / "wharf_api").write_text("postgresql://postgres:geheim@db/wharf")
+    with pytest.raises(StartError, match="postgres is a superuser"):
         await ensure_logins(bare.url("plain", "wharf"), tmp_path)
 
 
@@ -366,6 +428,12 @@ async def test_every_process_gets_a_login_of_its_own_that_cannot_go_around_the_w
     finally:
         for role in maintenance.ROLES[1:]:
             run(url, f"DROP ROLE IF EXISTS {role}_mine")
+
+
+def program(name: str, *arguments: str) -> None:
+    """One of PostgreSQL's own."""
+    folder = os.environ.get("WHARF_TEST_POSTGRES") or programs_of_the_wheel()
+    subprocess.run([Path(folder) / name, *arguments], check=True, capture_output=True)
 
 
 def run(url: str, statements: str) -> list[tuple]:
