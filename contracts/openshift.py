@@ -188,7 +188,7 @@ MODEL_PARAMETERS = (
         None,
         True,
     ),
-    Parameter("IMAGE", "The worker's image, or one made from it that holds the model", "p/worker:1", None, True),
+    Parameter("IMAGE", "The image of the workers that serve it, or one made from it that holds the model", "p/worker:1", None, True),
     PULL_SECRETS,
     Parameter("ENGINE", "openvino, or ultralytics", "p-engine:P", "openvino", True),
     DATABASE_SECRET,
