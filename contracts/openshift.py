@@ -365,7 +365,7 @@ def evaluation_template() -> Manifest:
             texts |= {key: b64decode(text).decode() for key, text in one.pop("data", {}).items()}
             one["stringData"] = {key: _with_parameters(key, text, own) for key, text in texts.items()}
             one["immutable"] = True
-        objects.append(mark_settings(one, None))
+        objects.append(one)
     return _template(
         "wharfinger-evaluation",
         "Wharfinger's PostgreSQL and RabbitMQ, for a first try",
