@@ -137,10 +137,13 @@ def template(namespace: Namespace, folder: Path, values: dict[str, Any], release
 
 
 def secrets_of(printed: str) -> Secrets:
+    several = [found for found in yaml.safe_load_all(printed) if found and found["kind"] == "Secret"]
     return {
-        found["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in found["data"].items()}
-        for found in yaml.safe_load_all(printed)
-        if found and found["kind"] == "Secret"
+        found["metadata"]["name"]: {
+            **{key: base64.b64decode(value).decode() for key, value in found.get("data", {}).items()},
+            **found.get("stringData", {}),
+        }
+        for found in several
     }
 
 

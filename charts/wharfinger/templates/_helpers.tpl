@@ -117,8 +117,21 @@ annotations:
 
 {{/* What the cluster's Secret of that name holds already, and the rest as it is made now; (list $ name made) */}}
 {{- define "wharfinger.kept" -}}
-{{- $former := lookup "v1" "Secret" (index . 0).Release.Namespace (index . 1) -}}
-{{- mergeOverwrite (deepCopy (index . 2)) (default dict $former.data) | toYaml -}}
+{{- $former := (lookup "v1" "Secret" (index . 0).Release.Namespace (index . 1)).data | default dict -}}
+{{- $lacking := dict -}}
+{{- range $key, $value := index . 2 -}}
+{{- if not (hasKey $former $key) -}}
+{{- $_ := set $lacking $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- with $former -}}
+data:
+  {{- toYaml . | nindent 2 }}
+{{ end -}}
+{{- with $lacking -}}
+stringData:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
 {{- end -}}
 
 {{- define "wharfinger.adminKeySecret" -}}
