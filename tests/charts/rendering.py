@@ -56,7 +56,13 @@ VALUES: dict[str, dict[str, Any]] = {
     | {
         "image": {"registry": "registry.example.com/ml", "pullSecrets": ["pull"], "tag": "1.2.3"},
         "settings": {"FILE_RETENTION_DAYS": 7, "LOG_LEVEL": "debug", "HEADROOM_BYTES": 20000000000},
-        "database": {"existingSecret": "db", "caSecret": "db-ca", "createLogins": True, "port": 6432},
+        "database": {
+            "existingSecret": "db",
+            "caSecret": "db-ca",
+            "createLogins": True,
+            "port": 6432,
+            "directKeySuffix": "-direct",
+        },
         "queue": {"existingSecret": "mq", "caSecret": "mq-ca"},
         "adminKey": {"existingSecret": "admin", "key": "the.key"},
         "storage": {"className": "-", "volumeName": "wharf-files", "annotations": {"a": "b"}, "keep": False},

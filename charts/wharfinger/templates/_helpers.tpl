@@ -197,6 +197,13 @@ topologySpreadConstraints:
     secretKeyRef:
       name: {{ include "wharfinger.databaseSecret" $ }}
       key: {{ index . 1 }}
+{{- if and $.Values.database.directKeySuffix (not $.Values.evaluation.enabled) }}
+- name: WHARF_DIRECT_DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "wharfinger.databaseSecret" $ }}
+      key: {{ index . 1 }}{{ $.Values.database.directKeySuffix }}
+{{- end }}
 {{- if $.Values.database.caSecret }}
 - name: PGSSLROOTCERT
   value: /etc/wharf/database/ca.crt
