@@ -1,6 +1,7 @@
 """GET /v1/cluster: the pods of every pool beside what Postgres knows of them, or the latter alone."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from broker.kubernetes import COMPONENT, INSTANCE, OURS, POOL, Kubernetes, Kuber
 from custody.wire import Cluster, ClusterPod, ClusterPool, Pool, PoolState, Relay
 
 GPU = "nvidia.com/gpu"
+GOOD_SECONDS = 2.0
+"""That an answer of the API stands, whoever asks."""
+
+FAULT_SECONDS = 10.0
+"""That a refusal stands, or a silence, which takes as long to find out."""
+
 WITHOUT = "Shown is who reports to PostgreSQL. To see pods, set cluster.enabled in the chart's values."
 
 
@@ -26,7 +33,7 @@ class Seen:
 
 
 class ClusterView:
-    """Asks the Kubernetes API in a thread of its own, one question after another."""
+    """Asks the Kubernetes API in a thread of its own, once for all who want to know at the same time."""
 
     def __init__(self, kubeconfig: Path | None, *, instance: str) -> None:
         """`instance`: this process's name, which is its pod's; pods of the same release are shown with it."""
@@ -34,17 +41,30 @@ class ClusterView:
         self._instance = instance
         self._thread = ThreadPoolExecutor(1, "kubernetes")
         self._kubernetes: Kubernetes | None = None
+        self._asking = asyncio.Lock()
+        self._found: Seen | KubernetesError | None = None
+        self._good_until = 0.0
 
     async def look(self, pools: Sequence[Pool], relays: Sequence[Relay]) -> Cluster:
         """Never fails for the cluster's sake: without it, it tells what `pools` and `relays` say, and why."""
-        try:
-            seen = await asyncio.get_running_loop().run_in_executor(self._thread, self._see)
-        except KubernetesError as error:
-            return _from_heartbeats(pools, relays, f"{error}. {WITHOUT}")
-        return _from_pods(seen, pools, relays)
+        found = await self._lately_found()
+        if isinstance(found, Seen):
+            return _from_pods(found, pools, relays)
+        return _from_heartbeats(pools, relays, f"{found}. {WITHOUT}")
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _lately_found(self) -> Seen | KubernetesError:
+        async with self._asking:
+            if self._found is None or time.monotonic() > self._good_until:
+                try:
+                    self._found = await asyncio.get_running_loop().run_in_executor(self._thread, self._see)
+                except KubernetesError as error:
+                    self._found = error
+                good = GOOD_SECONDS if isinstance(self._found, Seen) else FAULT_SECONDS
+                self._good_until = time.monotonic() + good
+            return self._found
 
     def _see(self) -> Seen:
         if self._kubernetes is None:

@@ -39,6 +39,11 @@ class KubernetesError(Exception):
         super().__init__(message)
         self.status = status
 
+    @property
+    def may_pass(self) -> bool:
+        """Nobody answered, or somebody who is overloaded, restarts, or does not reach a node just now."""
+        return self.status is None or self.status == 429 or self.status >= 500
+
 
 class Kubernetes:
     """What one login may do in `namespace`. Blocking: it belongs into a thread. Its methods raise `KubernetesError`."""
@@ -90,6 +95,12 @@ class Kubernetes:
 
     def cron_jobs(self, selector: str) -> list[Object]:
         return self._list("/apis/batch/v1", "cronjobs", selector)
+
+    def warnings(self, kind: str, name: str) -> list[str]:
+        """What the cluster complained of about an object lately, the newest last."""
+        about = f"involvedObject.kind={kind},involvedObject.name={name},type=Warning"
+        found = self._list("/api/v1", "events", fields=about)
+        return [event.get("message", "") for event in sorted(found, key=_last_seen)]
 
     def job(self, name: str) -> Object:
         return self._ask("GET", f"{self._jobs}/{name}")
@@ -150,10 +161,12 @@ class Kubernetes:
     def _jobs(self) -> str:
         return f"/apis/batch/v1/namespaces/{self.namespace}/jobs"
 
-    def _list(self, group: str, kind: str, selector: str) -> list[Object]:
+    def _list(self, group: str, kind: str, labels: str = "", *, fields: str = "") -> list[Object]:
         path = f"{group}/namespaces/{self.namespace}/{kind}"
         found: list[Object] = []
-        query = {"labelSelector": selector, "limit": str(PAGE)}
+        query = {"limit": str(PAGE)}
+        query |= {"labelSelector": labels} if labels else {}
+        query |= {"fieldSelector": fields} if fields else {}
         following = ""
         restarted = False
         while True:
@@ -221,6 +234,10 @@ def _refusal(status: int, content: bytes) -> KubernetesError:
     except (ValueError, KeyError, TypeError):
         message = content[:200].decode(errors="replace")
     return KubernetesError(f"The Kubernetes API refuses ({status}): {message}", status)
+
+
+def _last_seen(event: Object) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp", ""))
 
 
 def _short(error: Exception) -> str:

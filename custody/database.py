@@ -209,6 +209,17 @@ async def describe(transaction: Transaction) -> Server:
     return Server(**row)
 
 
+async def may_read(transaction: Transaction, *tables: str) -> bool:
+    """Whether our role may read all of these tables of ours."""
+    found = await transaction.execute(
+        "SELECT bool_and(has_table_privilege('wharf.' || name, 'SELECT')) AS may FROM unnest(%s::text[]) AS name",
+        [list(tables)],
+    )
+    row = await found.fetchone()
+    assert row is not None
+    return bool(row["may"])
+
+
 async def schema_version(connection: AsyncConnection[DictRow]) -> int:
     """The newest migration that was applied; 0 where there is none, or none that processes may see."""
     found = await connection.execute(

@@ -14,7 +14,6 @@ PATIENCE_SECONDS = 120.0
 """With an API that does not answer, as while it is upgraded."""
 
 MOST_NAMES = 3
-APART = "wharfinger/apart"
 Say = Callable[[str], None]
 
 
@@ -36,27 +35,47 @@ def cron_job(kubernetes: Kubernetes, component: str, release: str | None) -> Obj
     raise StartError(f"the namespace {kubernetes.namespace} has several releases: name one with --release: {releases}")
 
 
-def start(
-    kubernetes: Kubernetes,
-    cron_job: Object,
-    arguments: Sequence[str],
-    *,
-    instead: bool = False,
-    apart: str | None = None,
-) -> str:
-    """The name of a new Job that does what the CronJob does, with `arguments` added to its command's, or `instead` of
-    them. Jobs of the same `apart` run on different nodes, where there are some."""
+def start(kubernetes: Kubernetes, cron_job: Object, arguments: Sequence[str]) -> str:
+    """The name of a new Job that does what the CronJob does, with `arguments` added to its command's."""
+    template = deepcopy(cron_job["spec"]["jobTemplate"])
+    container = container_of(template["spec"]["template"]["spec"])
+    container["args"] = [*container.get("args", []), *arguments]
     for attempt in range(1, MOST_NAMES + 1):
-        job = _job(cron_job, f"{cron_job['metadata']['name'][:46]}-now-{secrets.token_hex(3)}", arguments, instead)
-        if apart is not None:
-            _keep_apart(job["spec"]["template"], apart)
+        name = f"{cron_job['metadata']['name'][:46]}-now-{secrets.token_hex(3)}"
         try:
-            return str(kubernetes.create_job(job)["metadata"]["name"])
+            create(kubernetes, cron_job, template, name)
         except KubernetesError as error:
             # Somebody else's Job has the name.
             if error.status != 409 or attempt == MOST_NAMES:
                 raise
+        else:
+            return name
     raise AssertionError("unreachable")
+
+
+def create(kubernetes: Kubernetes, cron_job: Object, template: Object, name: str) -> None:
+    """A Job of this template, which goes when the CronJob goes."""
+    metadata = template.get("metadata", {})
+    # Not as its controller, which kubectl makes it: the CronJob would count it in its history, and could delete it in
+    # the moment in which it ends, before its log is read. Deleted it is by its own ttlSecondsAfterFinished.
+    owner = {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "name": cron_job["metadata"]["name"],
+        "uid": cron_job["metadata"]["uid"],
+    }
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": name,
+            "labels": metadata.get("labels", {}),
+            "annotations": {**metadata.get("annotations", {}), "cronjob.kubernetes.io/instantiate": "manual"},
+            "ownerReferences": [owner],
+        },
+        "spec": template["spec"],
+    }
+    kubernetes.create_job(job)
 
 
 def follow(kubernetes: Kubernetes, job: str, *, show: Say, tell: Say) -> bool:
@@ -71,9 +90,14 @@ def follow(kubernetes: Kubernetes, job: str, *, show: Say, tell: Say) -> bool:
             if succeeded is not None:
                 return succeeded
         except KubernetesError as error:
-            if error.status is not None or time.monotonic() - answered > PATIENCE_SECONDS:
+            if not error.may_pass or time.monotonic() - answered > PATIENCE_SECONDS:
                 raise
         time.sleep(POLL_SECONDS)
+
+
+def container_of(pod: Any) -> Any:
+    """Ours is the first; a mesh's sidecars follow it."""
+    return pod["containers"][0]
 
 
 class _Following:
@@ -89,69 +113,62 @@ class _Following:
     def step(self) -> bool | None:
         """What is new. None: the Job has not ended."""
         # The Job before its pods: what has ended then has no line that is not there yet.
-        conditions = self._kubernetes.job(self._job).get("status", {}).get("conditions", [])
-        for pod in self._kubernetes.pods(f"batch.kubernetes.io/job-name={self._job}"):
+        try:
+            conditions = self._kubernetes.job(self._job).get("status", {}).get("conditions", [])
+        except KubernetesError as error:
+            if error.status != 404:
+                raise
+            self._tell(f"The Job {self._job} is gone: somebody has deleted it.")
+            return False
+        pods = self._kubernetes.pods(f"batch.kubernetes.io/job-name={self._job}")
+        for pod in pods:
             self._look_at(pod)
         for condition in conditions:
             if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
                 if condition["type"] == "Failed":
                     self._tell(f"The Job {self._job} failed: {condition.get('message') or condition.get('reason')}")
                 return bool(condition["type"] == "Complete")
+        if not pods:
+            # A quota, a limit range or a policy that refuses a pod is told to the Job alone.
+            self._tell_anew(f"{self._job} has no pod yet", self._complaint("Job", self._job))
         return None
 
     def _look_at(self, pod: Object) -> None:
         name = pod["metadata"]["name"]
-        container = _container(pod["spec"])["name"]
+        container = container_of(pod["spec"])["name"]
         doing = _doing(pod, container)
-        if doing in ("running", "terminated"):
-            if name in self._read:
-                return
+        if doing not in ("running", "terminated"):
+            self._tell_anew(f"{name} waits: {doing}", self._complaint("Pod", name))
+            return
+        if name in self._read:
+            return
+        try:
             for line in self._kubernetes.log(name, container, skip=self._shown.get(name, 0)):
                 self._shown[name] = self._shown.get(name, 0) + 1
                 self._show(line)
+        except KubernetesError as error:
+            # Gone since it was listed, as from a node that is drained, or not as far as it looked.
+            if error.status not in (400, 404):
+                raise
+        else:
             if doing == "terminated":
                 self._read.add(name)
-        elif doing != self._told:
-            self._told = doing
-            self._tell(f"{name} waits: {doing}")
 
+    def _tell_anew(self, what: str, why: str) -> None:
+        told = f"{what}: {why}" if why else what
+        if told != self._told:
+            self._told = told
+            self._tell(told)
 
-def _job(cron_job: Object, name: str, arguments: Sequence[str], instead: bool) -> Object:
-    template = deepcopy(cron_job["spec"]["jobTemplate"])
-    container = _container(template["spec"]["template"]["spec"])
-    container["args"] = [*([] if instead else container.get("args", [])), *arguments]
-    metadata = template.get("metadata", {})
-    # As kubectl does: its CronJob takes it away in time, and no right on the CronJob's finalizers is needed.
-    owner = {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "name": cron_job["metadata"]["name"],
-        "uid": cron_job["metadata"]["uid"],
-        "controller": True,
-    }
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "name": name,
-            "labels": metadata.get("labels", {}),
-            "annotations": {**metadata.get("annotations", {}), "cronjob.kubernetes.io/instantiate": "manual"},
-            "ownerReferences": [owner],
-        },
-        "spec": template["spec"],
-    }
-
-
-def _keep_apart(template: Any, mark: str) -> None:
-    template.setdefault("metadata", {}).setdefault("labels", {})[APART] = mark
-    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {APART: mark}}}
-    preferred = [{"weight": 100, "podAffinityTerm": term}]
-    template["spec"]["affinity"] = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
-
-
-def _container(pod: Any) -> Any:
-    """Ours is the first; a mesh's sidecars follow it."""
-    return pod["containers"][0]
+    def _complaint(self, kind: str, name: str) -> str:
+        """The cluster's last word about it, if it has one that we may hear."""
+        try:
+            warnings = self._kubernetes.warnings(kind, name)
+        except KubernetesError as error:
+            if error.may_pass:
+                raise
+            return f"kubectl --namespace {self._kubernetes.namespace} describe {kind.lower()} {name} may say why"
+        return warnings[-1] if warnings else ""
 
 
 def _doing(pod: Object, container: str) -> str:

@@ -1,31 +1,70 @@
-"""`wharf doctor --cluster`: rights, pods, what the cluster has installed, and the volume as two pods see it."""
+"""`wharf doctor --cluster`: rights, pods, what the cluster has installed, and what is seen from inside: database and
+queue as each process reaches them, and the volume as two pods see it."""
 
 import json
 import secrets
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
 
 from broker.kubernetes import COMPONENT, INSTANCE, OURS, Kubernetes, KubernetesError, Object
 from custody.errors import StartError
 from standalone import kubernetes_job
+from standalone.doctor import probes
 from standalone.doctor.finding import Finding
 
+
+class Right(NamedTuple):
+    verb: str
+    resource: str
+    group: str = ""
+    subresource: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {'/'.join(filter(None, (self.resource, self.subresource)))}"
+
+
+EVENTS = Right("list", "events")
+"""Without it all works, but why a pod does not come is not told."""
+
 RIGHTS = (
-    ("list", "pods", "", ""),
-    ("list", "deployments", "apps", ""),
-    ("list", "cronjobs", "batch", ""),
-    ("create", "jobs", "batch", ""),
-    ("get", "jobs", "batch", ""),
-    ("delete", "jobs", "batch", ""),
-    ("get", "pods", "", "log"),
+    Right("list", "pods"),
+    Right("list", "deployments", "apps"),
+    Right("list", "cronjobs", "batch"),
+    Right("create", "jobs", "batch"),
+    Right("get", "jobs", "batch"),
+    Right("delete", "jobs", "batch"),
+    Right("get", "pods", "", "log"),
+    EVENTS,
 )
+SHOWN = (Right("list", "pods"), Right("list", "deployments", "apps"))
+"""What a broker needs for GET /v1/cluster."""
+
 GRANT = "Name yourself in cluster.operators of the chart's values, or ask an admin of the namespace."
-OPTIONAL = {
-    "keda.sh": ("KEDA", "pools scale with autoscaling.enabled", "leave autoscaling off, or have it installed"),
-    "monitoring.coreos.com": (
+
+
+class Extra(NamedTuple):
+    """What a cluster may have: the chart makes `kinds` of it where the values say so."""
+
+    name: str
+    kinds: tuple[str, ...]
+    values: str
+    otherwise: str
+
+
+EXTRAS = {
+    "keda.sh": Extra(
+        "KEDA",
+        ("scaledobjects", "triggerauthentications"),
+        "autoscaling.enabled",
+        "leave it off, or have KEDA installed",
+    ),
+    "monitoring.coreos.com": Extra(
         "the Prometheus operator",
-        "monitoring.serviceMonitor, podMonitor and rules may be on",
-        "leave these off: scrape the pods' metrics ports by their annotations or a static job",
+        ("servicemonitors", "podmonitors", "prometheusrules"),
+        "monitoring.serviceMonitor, podMonitor and rules",
+        "leave these off, and scrape the pods' metrics ports by a job of yours",
     ),
 }
 PARTS = {
@@ -36,38 +75,45 @@ PARTS = {
 """What the readiness of each tells of database, queue and roles."""
 
 
-def look_at_cluster(kubernetes: Kubernetes, release: str | None) -> Iterator[Finding]:
-    """In the order in which a person would look. Raises `KubernetesError` where the API does not answer."""
-    missing = [right for right in RIGHTS if not kubernetes.may(right[0], right[1], right[2], right[3])]
+def look_at_cluster(kubernetes: Kubernetes, release: str | None, tell: kubernetes_job.Say) -> Iterator[Finding]:
+    """In the order in which a person would look; `tell` hears what is waited for. Raises `KubernetesError` where the
+    API does not answer."""
+    missing = [right for right in RIGHTS if not kubernetes.may(*right)]
     yield from _rights(kubernetes, missing)
     yield from _installed(kubernetes)
-    if ("list", "pods", "", "") not in missing:
+    if RIGHTS[0] not in missing:
         yield from _pods(kubernetes, release)
-    if missing:
-        yield Finding("two pods", "warning", "not tried: it needs all the rights above", GRANT)
+    if {*missing} - {EVENTS}:
+        yield Finding("two pods", "warning", "not tried: it needs the rights above", GRANT)
     else:
-        yield from _two_pods(kubernetes, release)
+        yield from _from_inside(kubernetes, release, tell)
 
 
-def _rights(kubernetes: Kubernetes, missing: list[tuple[str, str, str, str]]) -> Iterator[Finding]:
-    for verb, resource, _, subresource in missing:
-        what = "/".join(filter(None, (resource, subresource)))
-        yield Finding("rights", "warning", f"this login may not {verb} {what} in {kubernetes.namespace}", GRANT)
+def _rights(kubernetes: Kubernetes, missing: list[Right]) -> Iterator[Finding]:
+    for right in missing:
+        yield Finding("rights", "warning", f"this login may not {right} in {kubernetes.namespace}", GRANT)
     if not missing:
         yield Finding("rights", "ok", f"this login has all that the commands need in {kubernetes.namespace}")
 
 
 def _installed(kubernetes: Kubernetes) -> Iterator[Finding]:
     groups = kubernetes.groups()
-    for group, (name, then, otherwise) in OPTIONAL.items():
-        if group in groups:
-            yield Finding("cluster", "ok", f"{name} is there: {then}")
+    for group, extra in EXTRAS.items():
+        if group not in groups:
+            yield Finding("cluster", "ok", f"{extra.name} is not there: {extra.values}: {extra.otherwise}")
+        elif forbidden := [kind for kind in extra.kinds if not kubernetes.may("create", kind, group)]:
+            yield Finding(
+                "cluster",
+                "warning",
+                f"{extra.name} is there, and this login may not create {', '.join(forbidden)}",
+                f"Before you set {extra.values}, ask the cluster's admin for these rights in {kubernetes.namespace}.",
+            )
         else:
-            yield Finding("cluster", "ok", f"{name} is not there: {otherwise}")
+            yield Finding("cluster", "ok", f"{extra.name} is there: {extra.values} may be set")
 
 
 def _pods(kubernetes: Kubernetes, release: str | None) -> Iterator[Finding]:
-    pods = kubernetes.pods(OURS + (f",{INSTANCE}={release}" if release else ""))
+    pods = kubernetes.pods(_ours(release))
     for part, means in PARTS.items():
         mine = [pod for pod in pods if pod["metadata"]["labels"].get(COMPONENT) == part]
         ready = [pod for pod in mine if _is_ready(pod)]
@@ -88,40 +134,68 @@ def _is_ready(pod: Object) -> bool:
     )
 
 
-def _two_pods(kubernetes: Kubernetes, release: str | None) -> Iterator[Finding]:
-    """Two Jobs made from the CronJob of the cleanups, whose pods have the volume and a database role."""
+def _from_inside(kubernetes: Kubernetes, release: str | None, tell: kubernetes_job.Say) -> Iterator[Finding]:
+    """Jobs made from the CronJob of the cleanups, whose pods have the volume and a database role, and from Deployments,
+    whose pods have the other roles and the queue. All at once; each is taken away again."""
     try:
         cron_job = kubernetes_job.cron_job(kubernetes, "cleanup", release)
     except StartError as error:
         yield Finding("two pods", "warning", f"not tried: {error}")
         return
     meeting = secrets.token_hex(6)
-    made: list[str] = []
+    wanted = {
+        part: ("two pods", probes.of_volume(cron_job, ["doctor", "--probe", f"{part}:{meeting}"], apart=meeting))
+        for part in ("write", "read")
+    }
+    for part, deployment in _processes(kubernetes, cron_job).items():
+        wanted[part] = (part, probes.of_process(cron_job, deployment, ["doctor", "--probe", part]))
+    names = {part: f"{cron_job['metadata']['name'][:36]}-{part}-{meeting}" for part in wanted}
     try:
-        for part in ("write", "read"):
-            arguments = ["doctor", "--probe", f"{part}:{meeting}"]
-            made.append(kubernetes_job.start(kubernetes, cron_job, arguments, instead=True, apart=meeting))
-        for name in made:
-            yield from _of_job(kubernetes, name)
-        yield _nodes(kubernetes, made)
+        for part, (_, template) in wanted.items():
+            kubernetes_job.create(kubernetes, cron_job, template, names[part])
+        told = set()
+        for part, (subject, _) in wanted.items():
+            for finding in _of_job(kubernetes, names[part], subject, tell):
+                if finding not in told:
+                    told.add(finding)
+                    yield finding
+        yield _nodes(kubernetes, [names["write"], names["read"]])
     finally:
-        for name in made:
+        # Also the one whose making was cut off: the API may have heard of it.
+        for name in names.values():
             with suppress(KubernetesError):
                 kubernetes.delete_job(name)
 
 
-def _of_job(kubernetes: Kubernetes, name: str) -> Iterator[Finding]:
+def _processes(kubernetes: Kubernetes, cron_job: Object) -> dict[str, Object]:
+    """By part of the CronJob's release; of several pools, which have the same URLs, one."""
+    found: dict[str, Object] = {}
+    for deployment in kubernetes.deployments(_ours(cron_job["metadata"]["labels"].get(INSTANCE))):
+        part = deployment["metadata"]["labels"].get(COMPONENT)
+        if part in PARTS:
+            found.setdefault(part, deployment)
+    return {part: found[part] for part in PARTS if part in found}
+
+
+def _of_job(kubernetes: Kubernetes, name: str, subject: str, tell: kubernetes_job.Say) -> Iterator[Finding]:
     lines: list[str] = []
     told: list[str] = []
-    kubernetes_job.follow(kubernetes, name, show=lines.append, tell=told.append)
+
+    def hear(what: str) -> None:
+        told.append(what)
+        tell(what)
+
+    kubernetes_job.follow(kubernetes, name, show=lines.append, tell=hear)
     found = [line for line in lines if line.startswith('[{"subject"')]
     if not found:
         yield Finding(
-            "two pods", "fault", f"the pod of {name} ended without an answer: {' '.join((*told, *lines[-3:]))}"
-        )
+            subject, "fault", f"the pod of {name} ended without an answer: {' '.join((*told[-2:], *lines[-3:]))}",
+            "What keeps it from starting keeps the service's own pods from it, too: they are made alike.",
+        )  # fmt: skip
         return
     for each in json.loads(found[-1]):
-        yield Finding(**each)
+        finding = Finding(**each)
+        yield finding if subject == "two pods" else replace(finding, detail=f"from a {subject}'s pod: {finding.detail}")
 
 
 def _nodes(kubernetes: Kubernetes, jobs: list[str]) -> Finding:
@@ -133,3 +207,7 @@ def _nodes(kubernetes: Kubernetes, jobs: list[str]) -> Finding:
         "two pods", "warning", f"both ran on {nodes[0] if nodes else 'no node'}: nothing was shown of two machines",
         "Run it again when a second node has room, where there is one.",
     )  # fmt: skip
+
+
+def _ours(release: str | None) -> str:
+    return OURS + (f",{INSTANCE}={release}" if release else "")

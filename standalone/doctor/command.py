@@ -4,12 +4,13 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import stat
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
@@ -17,27 +18,32 @@ from uuid import uuid4
 import httpx
 import typer
 
+from broker import kubernetes
 from broker.kubernetes import Kubernetes, KubernetesError
 from custody.cleanup import list_runs
-from custody.database import Database, Transaction, describe
+from custody.database import Database, Transaction, describe, may_read
 from custody.errors import CustodyError, StartError
 from custody.installation import check_volume, sweep_off
 from custody.models import list_models
+from custody.notices import are_heard
 from custody.pressure import ADVICE as PRESSURE_ADVICE
 from custody.settings import PressureSettings, QueueSettings, load
 from custody.transport.connection import Connection, Login, QueueError
 from custody.volume import Usage, Volume
 from inference_worker.cpus import granted_cpus
 from standalone.doctor import trial, two_pods
-from standalone.doctor.cluster import look_at_cluster
+from standalone.doctor.cluster import SHOWN, look_at_cluster
 from standalone.doctor.finding import Finding
 from standalone.folder import socket_of_running
 from standalone.postgres import url_on
 from wharfinger import discovery
 from wharfinger.commands.failures import explain
+from wharfinger.commands.output import say
 from wharfinger.errors import WharfError
 
 SKEW_SECONDS = 2.0
+ROLES = {"broker": "wharf_api", "relay": "wharf_relay", "worker": "wharf_worker"}
+"""That each process must have, and no other."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class SetUp:
     data: Path | None
     database_url: str | None
     volume: Path | None
+    direct_url: str | None = None
 
 
 def doctor(
@@ -79,7 +86,8 @@ def doctor(
     Looks at the `wharf up` of this machine, or at WHARF_DATABASE_URL and WHARF_VOLUME,
     and at RabbitMQ where WHARF_AMQP_URL is set. With --predict it needs the server and WHARF_API_KEY alone.
 
-    With --cluster: at rights, pods, KEDA and Prometheus, and from two pods at volume, database and clocks."""
+    With --cluster: at rights, pods, KEDA and Prometheus; from a pod of each process at database and queue;
+    from two pods at the volume and the clocks."""
     if probe is not None:
         typer.echo(json.dumps([asdict(finding) for finding in _probe(_set_up(data), probe)]))
         return
@@ -103,18 +111,49 @@ def doctor(
 
 
 def _cluster(namespace: str | None, release: str | None) -> Iterator[Finding]:
+    # As Ctrl-C does, so that what was made in the cluster is taken away.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        yield from look_at_cluster(Kubernetes.connect(namespace=namespace, usual=True), release)
+        yield from look_at_cluster(Kubernetes.connect(namespace=namespace, usual=True), release, tell=say)
     except KubernetesError as error:
         yield Finding("cluster", "fault", str(error), "Try `kubectl get pods` with the same login.")
 
 
 def _probe(set_up: SetUp, probe: str) -> Iterator[Finding]:
-    yield from asyncio.run(_database(set_up, models=False))
-    yield from _guarded("volume", _volume(set_up))
+    """What a pod of --cluster finds. `probe`: the process whose URLs it has, or its part in a meeting of two."""
     part, _, meeting = probe.partition(":")
-    assert set_up.volume is not None
-    yield from _guarded("two pods", (two_pods.write if part == "write" else two_pods.read)(set_up.volume, meeting))
+    if part in ("write", "read"):
+        yield from asyncio.run(_database(set_up, role="wharf_cleanup"))
+        yield from _guarded("volume", _volume(set_up))
+        assert set_up.volume is not None
+        yield from _guarded("two pods", (two_pods.write if part == "write" else two_pods.read)(set_up.volume, meeting))
+        return
+    yield from asyncio.run(_database(replace(set_up, volume=None), role=ROLES[part]))
+    yield from asyncio.run(_notices(set_up))
+    yield from asyncio.run(_queue())
+    if part == "broker":
+        yield from _view()
+
+
+def _view() -> Iterator[Finding]:
+    """Of the cluster, as brokers have it for GET /v1/cluster."""
+    if not (kubernetes.SERVICE_ACCOUNT / "token").exists():
+        yield Finding("rights", "ok", "no token: GET /v1/cluster shows heartbeats alone, until cluster.enabled is set")
+        return
+    try:
+        reached = Kubernetes.connect()
+        missing = [str(right) for right in SHOWN if not reached.may(*right)]
+    except KubernetesError as error:
+        yield Finding(
+            "rights", "warning", f"GET /v1/cluster shows heartbeats alone: {error}",
+            "Does a network policy let brokers reach the API server?",
+        )  # fmt: skip
+        return
+    if missing:
+        advice = "Set cluster.enabled in the chart's values, which makes a Role for it."
+        yield Finding("rights", "warning", f"GET /v1/cluster lacks the rights {', '.join(missing)}", advice)
+    else:
+        yield Finding("rights", "ok", "GET /v1/cluster may see pods and Deployments")
 
 
 def _all(set_up: SetUp, server: str | None) -> list[Finding]:
@@ -122,6 +161,7 @@ def _all(set_up: SetUp, server: str | None) -> list[Finding]:
         *_machine(),
         *_secrets(set_up),
         *asyncio.run(_database(set_up)),
+        *asyncio.run(_notices(set_up)),
         *_guarded("volume", _volume(set_up)),
         *asyncio.run(_queue()),
         *_server(server),
@@ -131,7 +171,9 @@ def _all(set_up: SetUp, server: str | None) -> list[Finding]:
 def _set_up(data: Path | None) -> SetUp:
     if data is None and "WHARF_DATABASE_URL" in os.environ:
         volume = os.environ.get("WHARF_VOLUME")
-        return SetUp(None, os.environ["WHARF_DATABASE_URL"], Path(volume) if volume else None)
+        url = os.environ["WHARF_DATABASE_URL"]
+        direct = os.environ.get("WHARF_DIRECT_DATABASE_URL", url)
+        return SetUp(None, url, Path(volume) if volume else None, direct)
     folder = data or discovery.current_data_folder()
     running = socket_of_running(folder / "postgres")
     return SetUp(folder, url_on(running, "wharf_api", "wharf") if running else None, folder / "volume")
@@ -160,18 +202,37 @@ def _secrets(set_up: SetUp) -> Iterator[Finding]:
         yield Finding("secrets", "ok", f"{key} is for its owner only")
 
 
-async def _database(set_up: SetUp, *, models: bool = True) -> list[Finding]:
-    """`models`: look at them too, which a cleanup's role may not."""
+async def _database(set_up: SetUp, *, role: str | None = None) -> list[Finding]:
+    """`role`: that we must have; None: any but the owner's."""
     if set_up.database_url is None:
         return [Finding("database", "fault", f"no service runs in {set_up.data}", "Start it with `wharf up`.")]
     try:
-        async with Database(set_up.database_url, name="wharf doctor", size=1) as database:
-            found = await _look_inside(database, set_up.volume)
-            return [*found, *(await _models(database) if models else ())]
+        async with Database(set_up.database_url, name="wharf doctor", role=role, size=1) as database:
+            return await _look_inside(database, set_up.volume)
     except StartError as error:
         return [Finding("database", "fault", *_first_line_and_rest(str(error)))]
     except CustodyError as error:
         return [Finding("database", "fault", error.detail)]
+
+
+async def _notices(set_up: SetUp) -> list[Finding]:
+    """Whether a process hears of what another has done: by way of a pooler it would find out seconds later."""
+    if set_up.direct_url is None:
+        return []
+    try:
+        heard = await are_heard(set_up.direct_url)
+    except CustodyError as error:
+        return [Finding("notices", "fault", error.detail)]
+    if heard:
+        return [Finding("notices", "ok", "what one connection tells the database, another hears")]
+    return [
+        Finding(
+            "notices",
+            "fault",
+            "what one connection tells the database, no other hears: a transaction pooler is in between",
+            "Set WHARF_DIRECT_DATABASE_URL to the server itself (database.directKeySuffix in the chart's values).",
+        )
+    ]
 
 
 async def _look_inside(database: Database, volume: Path | None) -> list[Finding]:
@@ -179,7 +240,11 @@ async def _look_inside(database: Database, volume: Path | None) -> list[Finding]
         server = await describe(transaction)
         findings = [Finding("database", "ok", f"PostgreSQL {server.version} answers {server.user}")]
         findings.append(_clock("the database's", abs(server.clock - time.time())))
-        findings += await _cleanups(transaction)
+        # Not every process's role may look at everything.
+        if await may_read(transaction, "cleanup_runs"):
+            findings += await _cleanups(transaction)
+        if await may_read(transaction, "models", "workers"):
+            findings += await _models(transaction)
         if volume is not None:
             try:
                 await check_volume(transaction, Volume(volume, instance="doctor"))
@@ -188,9 +253,8 @@ async def _look_inside(database: Database, volume: Path | None) -> list[Finding]
     return findings
 
 
-async def _models(database: Database) -> list[Finding]:
-    async with database.transaction() as transaction:
-        models = await list_models(transaction)
+async def _models(transaction: Transaction) -> list[Finding]:
+    models = await list_models(transaction)
     findings = []
     for model in models:
         living = f"{model.name}: version {model.versions[0].version}, {model.ready_workers} living workers"

@@ -179,6 +179,7 @@ FOUND: Secrets = {"db": dict.fromkeys(DATABASE_KEYS, "u"), "mq": dict.fromkeys(Q
         ({**FOUND, "db": {"owner-url": "u"}}, {}, "The Secret db has no key api-url"),
         (FOUND, {"database": {"existingSecret": "db", "caSecret": "ca"}}, None),
         (FOUND, {"database": {"existingSecret": "db", "kedaUrlKey": "keda-url"}}, "no key keda-url"),
+        (FOUND, {"database": {"existingSecret": "db", "directKeySuffix": "-direct"}}, "no key owner-url-direct"),
         (FOUND, {"adminKey": {"existingSecret": "admin"}}, "adminKey.existingSecret"),
         (FOUND, {"image": {"pullSecrets": ["pull"]}}, "image.pullSecrets"),
         (FOUND, {"storage": {"existingClaim": "files"}}, None),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -36,7 +37,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def look(api: KubernetesApi, folder: Path) -> list[Finding]:
-    return list(look_at_cluster(Kubernetes.connect(api.kubeconfig(folder)), None))
+    return list(look_at_cluster(Kubernetes.connect(api.kubeconfig(folder)), None, lambda _: None))
 
 
 def of(findings: list[Finding], subject: str) -> list[Finding]:
@@ -58,9 +59,20 @@ def test_missing_rights_are_named_with_who_can_give_them(api: KubernetesApi, tmp
 
 def test_keda_and_prometheus_are_found_by_the_kinds_that_they_bring(api: KubernetesApi, tmp_path: Path) -> None:
     api.groups = {"apps", "keda.sh"}
+    api.rights |= {("create", "scaledobjects"), ("create", "triggerauthentications")}
     keda, prometheus = of(look(api, tmp_path), "cluster")
-    assert "KEDA is there" in keda.detail
+    assert "KEDA is there: autoscaling.enabled may be set" in keda.detail
     assert "the Prometheus operator is not there" in prometheus.detail
+
+
+def test_kinds_that_a_projects_admin_may_not_make_are_told_before_helm_is_refused(
+    api: KubernetesApi, tmp_path: Path
+) -> None:
+    api.groups = {"keda.sh", "monitoring.coreos.com"}
+    api.rights |= {("create", "scaledobjects"), ("create", "servicemonitors")}
+    keda, prometheus = of(look(api, tmp_path), "cluster")
+    assert (keda.state, keda.detail.rpartition(" ")[2]) == ("warning", "triggerauthentications")
+    assert "may not create podmonitors, prometheusrules" in prometheus.detail
 
 
 def test_pods_that_are_not_ready_are_named(api: KubernetesApi, tmp_path: Path) -> None:
@@ -76,19 +88,24 @@ def test_pods_that_are_not_ready_are_named(api: KubernetesApi, tmp_path: Path) -
     assert (worker.state, worker.advice.split()[-1]) == ("warning", "w-2")
 
 
-def test_two_jobs_try_the_volume_and_are_taken_away(
-    api: KubernetesApi, installation: Installation, tmp_path: Path
-) -> None:
-    started: list[fake.Object] = []
+class Cluster:
+    """Runs Jobs as processes here, each on a node of its own, with the URL that its kind of pod has."""
 
-    def run(api: KubernetesApi, job: fake.Object) -> None:
-        started.append(job)
-        number = len(started)
+    def __init__(self, installation: Installation, **roles: str) -> None:
+        self._installation = installation
+        self._roles = roles
+        self.started: list[fake.Object] = []
+
+    def run(self, api: KubernetesApi, job: fake.Object) -> None:
+        self.started.append(job)
         pod = fake.start_pod(api, job)
-        pod["spec"]["nodeName"] = f"node-{number}"
+        pod["spec"]["nodeName"] = f"node-{len(self.started)}"
         fake.set_state(api, pod, "running")
         [container] = job["spec"]["template"]["spec"]["containers"]
-        reach = {"WHARF_DATABASE_URL": installation.url("wharf_cleanup"), "WHARF_VOLUME": str(installation.volume)}
+        part = container["args"][-1].partition(":")[0]
+        reach = {"WHARF_DATABASE_URL": self._installation.url(self._roles.get(part, "wharf_cleanup"))}
+        if part in ("write", "read"):
+            reach["WHARF_VOLUME"] = str(self._installation.volume)
         command = [sys.executable, "-m", "wharfinger", *container["args"]]
         ended = subprocess.run(command, env=clean_environment(reach), capture_output=True, text=True, timeout=60)
         with api.lock:
@@ -96,7 +113,12 @@ def test_two_jobs_try_the_volume_and_are_taken_away(
         fake.set_state(api, pod, "terminated", exitCode=ended.returncode)
         fake.end_job(api, job, "Complete" if ended.returncode == 0 else "Failed")
 
-    api.run = run
+
+def test_two_jobs_try_the_volume_and_are_taken_away(
+    api: KubernetesApi, installation: Installation, tmp_path: Path
+) -> None:
+    cluster = Cluster(installation)
+    api.run = cluster.run
     api.put("cronjobs", fake.cron_job())
     found = look(api, tmp_path)
     tried = of(found, "two pods")
@@ -104,14 +126,68 @@ def test_two_jobs_try_the_volume_and_are_taken_away(
     assert "seen by the other pod" in tried[0].detail
     assert "had all their bytes" in tried[1].detail
     assert tried[2].detail == "they ran on node-1 and node-2"
-    assert {finding.detail for finding in of(found, "database")} == {
-        finding.detail for finding in of(found, "database") if "answers wharf_cleanup" in finding.detail
-    }
-    assert len(of(found, "clock")) == 4  # the database's and the file server's, from both
-    assert api.objects["jobs"] == {}
+    [answered] = of(found, "database")  # what both found is told once
+    assert "answers wharf_cleanup" in answered.detail
+    assert len(of(found, "clock")) == 2  # the database's and the file server's
+    assert api.objects["jobs"] == api.objects["pods"] == {}
     assert list((installation.volume / "staging").glob("doctor*")) == []
-    marks = {each["spec"]["template"]["metadata"]["labels"]["wharfinger/apart"] for each in started}
-    assert len(marks) == 1
+    [mark] = {each["spec"]["template"]["metadata"]["labels"]["wharfinger/apart"] for each in cluster.started}
+    for job in cluster.started:
+        assert job["spec"]["backoffLimit"] == 0
+        # Where the doctor is killed, the cluster takes them away.
+        assert job["spec"]["activeDeadlineSeconds"] + job["spec"]["ttlSecondsAfterFinished"] <= 1800
+        assert not any(owner.get("controller") for owner in job["metadata"]["ownerReferences"])
+        [term] = job["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"][
+            "preferredDuringSchedulingIgnoredDuringExecution"
+        ]
+        assert term["podAffinityTerm"]["labelSelector"]["matchLabels"] == {"wharfinger/apart": mark}
+
+
+def test_each_process_is_tried_from_a_pod_of_its_own_kind(
+    api: KubernetesApi, installation: Installation, tmp_path: Path
+) -> None:
+    cluster = Cluster(installation, broker="wharf_api", relay="wharf_relay", worker="wharf_api")
+    api.run = cluster.run
+    api.put("cronjobs", fake.cron_job())
+    for component in ("broker", "relay", "worker"):
+        api.put("deployments", fake.deployment(f"wharf-{component}", 1, component, env={"OF": component}))
+    api.put("deployments", fake.deployment("wharf-worker-2", 1))
+    other = {"app.kubernetes.io/instance": "other"}
+    api.put("deployments", fake.deployment("a-relay", 1, "relay", env={"OF": "other"}, labels=other))
+    found = look(api, tmp_path)
+    databases = {finding.detail.partition(":")[0]: finding for finding in of(found, "database")}
+    assert (databases["from a broker's pod"].state, databases["from a relay's pod"].state) == ("ok", "ok")
+    assert "answers wharf_relay" in databases["from a relay's pod"].detail
+    wrong = databases["from a worker's pod"]
+    assert (wrong.state, "needs wharf_worker and no other" in wrong.detail) == ("fault", True)
+    assert "from a broker's pod: no token" in " ".join(finding.detail for finding in of(found, "rights"))
+    pods = [job["spec"]["template"] for job in cluster.started]
+    doctors = [pod for pod in pods if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "doctor"]
+    given = [variable["value"] for pod in doctors for variable in pod["spec"]["containers"][0]["env"]]
+    assert sorted(given) == ["broker", "relay", "worker"]
+    assert api.objects["jobs"] == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_doctor_that_is_asked_to_end_takes_its_jobs_away(
+    api: KubernetesApi, tmp_path: Path, number: signal.Signals
+) -> None:
+    begun = threading.Event()
+    api.run = lambda _api, _job: begun.set()
+    api.put("cronjobs", fake.cron_job())
+    command = [sys.executable, "-m", "wharfinger", "doctor", "--cluster"]
+    environment = {**os.environ, "KUBECONFIG": str(api.kubeconfig(tmp_path))}
+    doctor = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert begun.wait(30)
+        while len(api.objects["jobs"]) < 2:
+            time.sleep(0.02)
+        doctor.send_signal(number)
+        assert doctor.wait(30) != 0
+    finally:
+        doctor.kill()
+        doctor.communicate()
+    assert api.objects["jobs"] == {}
 
 
 def test_a_pod_that_says_nothing_is_a_fault_and_its_job_goes_too(api: KubernetesApi, tmp_path: Path) -> None:
@@ -123,9 +199,9 @@ def test_a_pod_that_says_nothing_is_a_fault_and_its_job_goes_too(api: Kubernetes
 
     api.run = run
     api.put("cronjobs", fake.cron_job())
-    *silent, nodes = of(look(api, tmp_path), "two pods")
-    assert [finding.state for finding in silent] == ["fault", "fault"]
-    assert "no such command: doctor" in silent[0].detail
+    silent, again, nodes = of(look(api, tmp_path), "two pods")
+    assert [silent.state, again.state] == ["fault", "fault"]
+    assert "no such command: doctor" in silent.detail
     assert (nodes.state, nodes.detail.split(":")[0]) == ("warning", "both ran on node-1")
     assert api.objects["jobs"] == {}
 

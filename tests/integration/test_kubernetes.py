@@ -21,7 +21,10 @@ from tests.support.certificates import Certificates
 from tests.support.kubernetes_api import KubernetesApi, kubernetes_api
 
 VIEW = {("list", "pods"), ("list", "deployments")}
-OPERATE = {("list", "cronjobs"), ("create", "jobs"), ("get", "jobs"), ("list", "pods"), ("get", "pods/log")}
+OPERATE = {
+    ("list", "cronjobs"), ("create", "jobs"), ("get", "jobs"),
+    ("list", "pods"), ("get", "pods/log"), ("list", "events"),
+}  # fmt: skip
 NOW = datetime(2026, 11, 30, 8, tzinfo=UTC)
 RELAY = Relay(name="wharf-relay-1", started_at=NOW, seen_at=NOW, living=True, fault=None)
 
@@ -144,6 +147,42 @@ def test_a_dead_api_costs_the_pods_and_not_the_answer(tmp_path: Path) -> None:
     assert "does not answer" in str(see(config).notice)
 
 
+def test_many_who_ask_at_once_ask_the_api_once(api: KubernetesApi, tmp_path: Path) -> None:
+    api.put("pods", fake.pod("b-1", "broker"))
+    view = ClusterView(api.kubeconfig(tmp_path), instance="b-1")
+
+    async def look(many: int) -> list[Cluster]:
+        return await asyncio.gather(*(view.look([], []) for _ in range(many)))
+
+    async def look_twice() -> tuple[list[Cluster], list[Cluster]]:
+        return await look(20), await look(20)
+
+    try:
+        refused, again = asyncio.run(look_twice())
+    finally:
+        view.close()
+    assert {each.source for each in (*refused, *again)} == {"heartbeats"}
+    assert len(api.asked) == 1
+
+
+def test_what_the_api_said_is_asked_anew_after_a_while(
+    api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.cluster.GOOD_SECONDS", 0)
+    monkeypatch.setattr("broker.cluster.FAULT_SECONDS", 0)
+    view = ClusterView(api.kubeconfig(tmp_path), instance="b-1")
+
+    async def look() -> list[str]:
+        first = await view.look([], [])
+        api.rights = VIEW
+        return [first.source, (await view.look([], [])).source]
+
+    try:
+        assert asyncio.run(look()) == ["heartbeats", "kubernetes"]
+    finally:
+        view.close()
+
+
 def test_a_pod_asks_as_its_service_account_and_trusts_the_clusters_authority_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +254,10 @@ def test_a_cleanup_is_a_job_made_from_the_cron_job_and_its_log_is_shown(api: Kub
     assert container["args"] == ["cleanup", "--max-seconds", "600", "--now"]
     assert container["futureField"] == {"kept": True}  # what we do not know is not lost
     assert made["metadata"]["labels"] == owner["metadata"]["labels"]
-    assert made["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]
+    # It goes with its CronJob, in whose history it is not: that one would delete it as soon as it ends.
+    [reference] = made["metadata"]["ownerReferences"]
+    assert reference["uid"] == owner["metadata"]["uid"]
+    assert not reference.get("controller")
 
 
 def test_a_job_whose_name_is_taken_gets_another(api: KubernetesApi, tmp_path: Path) -> None:
@@ -277,6 +319,77 @@ def test_a_pod_that_cannot_start_is_told_with_its_reason(api: KubernetesApi, tmp
     succeeded, _, told = clean(api, tmp_path)
     assert not succeeded
     assert any("ImagePullBackOff: no such image" in each for each in told)
+
+
+def test_a_job_that_gets_no_pod_is_told_why(api: KubernetesApi, tmp_path: Path) -> None:
+    refusal = 'pods "x" is forbidden: exceeded quota: compute, requested: limits.memory=512Mi'
+
+    def refuse(api: KubernetesApi, job: fake.Object) -> None:
+        name = job["metadata"]["name"]
+        api.put("events", fake.warning("Job", name, "an older one", "2026-11-30T06:00:00Z"))
+        api.put("events", fake.warning("Job", name, refusal))
+        api.put("events", fake.warning("Job", "another", "of another", "2026-11-30T08:00:00Z"))
+        time.sleep(0.3)
+        fake.end_job(api, job, "Failed", "deadline")
+
+    api.rights, api.run = OPERATE, refuse
+    api.put("cronjobs", fake.cron_job())
+    succeeded, _, told = clean(api, tmp_path)
+    assert not succeeded
+    [waiting] = [each for each in told if "has no pod yet" in each and ":" in each]
+    assert waiting.endswith(refusal)
+
+
+def test_a_pod_that_waits_for_its_volume_is_told_so_and_without_the_right_where_to_look(
+    api: KubernetesApi, tmp_path: Path
+) -> None:
+    def mount(api: KubernetesApi, job: fake.Object) -> None:
+        pod = fake.start_pod(api, job)
+        api.put("events", fake.warning("Pod", pod["metadata"]["name"], "Multi-Attach error for volume"))
+        time.sleep(0.3)
+        fake.end_job(api, job, "Failed", "deadline")
+
+    api.rights, api.run = OPERATE, mount
+    api.put("cronjobs", fake.cron_job())
+    assert any(each.endswith("ContainerCreating: Multi-Attach error for volume") for each in clean(api, tmp_path)[2])
+    api.rights = OPERATE - {("list", "events")}
+    assert any("describe pod" in each for each in clean(api, tmp_path)[2])
+
+
+def test_a_job_that_somebody_deletes_is_told_and_has_failed(api: KubernetesApi, tmp_path: Path) -> None:
+    def run(api: KubernetesApi, job: fake.Object) -> None:
+        pod = fake.start_pod(api, job)
+        fake.set_state(api, pod, "running")
+        time.sleep(0.2)
+        api.delete("jobs", job["metadata"]["name"])
+
+    api.rights, api.run = OPERATE, run
+    api.put("cronjobs", fake.cron_job())
+    succeeded, _, told = clean(api, tmp_path)
+    assert (succeeded, "deleted" in told[-1]) == (False, True)
+
+
+def test_a_pod_that_is_drained_away_is_followed_by_the_next_one(api: KubernetesApi, tmp_path: Path) -> None:
+    def run(api: KubernetesApi, job: fake.Object) -> None:
+        first = fake.start_pod(api, job)
+        api.logs[first["metadata"]["name"]] = ["begun"]
+        fake.set_state(api, first, "running")
+        time.sleep(0.2)
+        api.delete("pods", first["metadata"]["name"])
+        second = fake.start_pod(api, job, 1)
+        api.logs[second["metadata"]["name"]] = ["begun again"]
+        fake.set_state(api, second, "terminated", exitCode=0)
+        fake.end_job(api, job, "Complete")
+
+    api.rights, api.run = OPERATE, run
+    api.put("cronjobs", fake.cron_job())
+    assert clean(api, tmp_path)[:2] == (True, ["begun", "begun again"])
+
+
+def test_a_node_that_is_not_reached_for_a_moment_costs_no_line(api: KubernetesApi, tmp_path: Path) -> None:
+    api.rights, api.broken_logs = OPERATE, 2
+    api.put("cronjobs", fake.cron_job())
+    assert clean(api, tmp_path)[:2] == (True, ["bytes removed  3 files", "errors         0"])
 
 
 def test_of_two_releases_one_must_be_named(api: KubernetesApi, tmp_path: Path) -> None:

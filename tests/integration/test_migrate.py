@@ -333,10 +333,46 @@ async def test_logins_that_cannot_be_are_refused_without_telling_a_password(inst
     assert run(installation.url(), "SELECT rolname, rolpassword FROM pg_authid ORDER BY 1") == before
 
 
-async def test_who_may_not_make_logins_is_told_so(bare, tmp_path):
+async def test_who_may_not_make_logins_is_told_what_an_admin_must_run_and_needs_no_more_once_it_was(
+    passwords, tmp_path
+):
+    run(passwords.url(), roles_script())
+    run(
+        passwords.url(),
+        "ALTER DATABASE wharf OWNER TO plain; ALTER ROLE plain PASSWORD 'own'; GRANT wharf_owner TO plain",
+    )
+    url = make_conninfo(passwords.url("plain", "wharf"), password="own")
+    await migrate(url, None)
+    run(passwords.url(), "CREATE ROLE \"the relay\" LOGIN PASSWORD 'old'")
+    for role, user in (("wharf_api", "api"), ("wharf_relay", "the%20relay"), ("wharf_cleanup", "wharf_cleanup")):
+        (tmp_path / role).write_text(f"postgresql://{user}:geheim@nowhere/wharf")
+    try:
+        with pytest.raises(StartError, match="may not make logins") as told:
+            await ensure_logins(url, tmp_path)
+        statements = str(told.value).splitlines()[1:]
+        assert statements == [
+            f"CREATE ROLE \"api\" LOGIN PASSWORD '...' IN ROLE wharf_api;  -- {tmp_path / 'wharf_api'}",
+            f'GRANT wharf_relay TO "the relay";  -- {tmp_path / "wharf_relay"}',
+            f"ALTER ROLE \"the relay\" LOGIN PASSWORD '...';  -- {tmp_path / 'wharf_relay'}",
+            f"ALTER ROLE \"wharf_cleanup\" LOGIN PASSWORD '...';  -- {tmp_path / 'wharf_cleanup'}",
+        ]
+        assert "geheim" not in str(told.value)
+        run(passwords.url(), "\n".join(statements).replace("'...'", "'geheim'"))
+        assert await ensure_logins(url, tmp_path) == ["api", "the relay", "wharf_cleanup"]
+        for role, user in (("wharf_api", "api"), ("wharf_relay", "the relay"), ("wharf_cleanup", "wharf_cleanup")):
+            login = make_conninfo(passwords.url(user, "wharf"), password="geheim")
+            async with Database(login, name="test", role=role, size=1):
+                pass
+    finally:
+        run(passwords.url(), "ALTER DATABASE wharf OWNER TO postgres; ALTER ROLE plain PASSWORD NULL")
+        for user in ("api", '"the relay"'):
+            run(passwords.url(), f"DROP ROLE IF EXISTS {user}")
+
+
+async def test_a_superuser_that_somebody_else_made_is_no_login_either(bare, tmp_path):
     run(bare.url(), roles_script())
-    (tmp_path / "wharf_api").write_text("postgresql://api:geheim@db/wharf")
-    with pytest.raises(StartError, match="may not make logins"):
+    (tmp_path / "wharf_api").write_text("postgresql://postgres:geheim@db/wharf")
+    with pytest.raises(StartError, match="postgres is a superuser"):
         await ensure_logins(bare.url("plain", "wharf"), tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 It answers what a real one does where our code can tell the difference: 401 and 403 with a Status, 404, 409 for a name
 that is taken, 410 for a page's token that has expired, 422 for what no schema would pass, chunked lists and logs that
-follow."""
+follow. A CronJob's history takes its own ended Jobs away at once, and a Job takes its pods with it."""
 
 import json
 import re
@@ -25,7 +25,13 @@ from tests.support.certificates import Pair
 
 TOKEN = "a-token"
 NAMESPACE = "ml"
-KINDS = {"pods": "/api/v1", "deployments": "/apis/apps/v1", "cronjobs": "/apis/batch/v1", "jobs": "/apis/batch/v1"}
+KINDS = {
+    "pods": "/api/v1",
+    "events": "/api/v1",
+    "deployments": "/apis/apps/v1",
+    "cronjobs": "/apis/batch/v1",
+    "jobs": "/apis/batch/v1",
+}
 ADDRESS = re.compile(r"(?P<group>/api/v1|/apis/[^/]+/v1)/namespaces/(?P<namespace>[^/]+)/(?P<kind>[a-z]+)"
                      r"(/(?P<name>[^/]+)(/(?P<sub>log))?)?$")  # fmt: skip
 NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -43,7 +49,8 @@ class RefusedError(Exception):
 @dataclass
 class KubernetesApi:
     """`rights`: verb and resource, as in a Role; `run`: what becomes of a new Job; `taken`: how many new Jobs find
-    their name taken; `expiring`: how many pages' tokens expire; `page`: the most objects of one answer."""
+    their name taken; `expiring`: how many pages' tokens expire; `page`: the most objects of one answer; `cut_logs`: how
+    many logs break off after a line; `broken_logs`: how many are on a node that is not reached."""
 
     rights: set[tuple[str, str]] = field(default_factory=set)
     groups: set[str] = field(default_factory=lambda: {"apps", "batch"})
@@ -53,6 +60,7 @@ class KubernetesApi:
     page: int = 500
     refusing: str | None = None
     cut_logs: int = 0
+    broken_logs: int = 0
     url: str = ""
     objects: dict[str, dict[str, Object]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     logs: dict[str, list[str]] = field(default_factory=dict)
@@ -108,7 +116,15 @@ class KubernetesApi:
                 raise RefusedError(404, "NotFound", f'{kind} "{name}" not found')
             if sub:
                 return self._log(name)
-            return self.objects[kind].pop(name) if verb == "delete" else deepcopy(self.objects[kind][name])
+            return self.delete(kind, name) if verb == "delete" else deepcopy(self.objects[kind][name])
+
+    def delete(self, kind: str, name: str) -> Object:
+        """With what it owns."""
+        with self.lock:
+            if kind == "jobs":
+                for pod in [pod for pod, each in self.objects["pods"].items() if job_of(each) == name]:
+                    self.delete("pods", pod)
+            return self.objects[kind].pop(name)
 
     def _list(self, kind: str, query: Mapping[str, str]) -> Object:
         wanted = dict(part.split("=", 1) for part in query.get("labelSelector", "").split(",") if part)
@@ -117,6 +133,8 @@ class KubernetesApi:
             for _, each in sorted(self.objects[kind].items())
             if wanted.items() <= each["metadata"].get("labels", {}).items()
         ]
+        about = dict(part.split("=", 1) for part in query.get("fieldSelector", "").split(",") if part)
+        found = [each for each in found if all(str(_field(each, path)) == value for path, value in about.items())]
         begin = int(query.get("continue", "0"))
         if begin and self.expiring:
             self.expiring -= 1
@@ -146,6 +164,9 @@ class KubernetesApi:
 
     def _log(self, name: str) -> Iterator[bytes]:
         pod = self.objects["pods"][name]
+        if self.broken_logs:
+            self.broken_logs -= 1
+            raise RefusedError(502, "BadGateway", "error dialing backend: EOF")
         if "waiting" in state_of(pod):
             container = pod["spec"]["containers"][0]["name"]
             raise RefusedError(400, "BadRequest", f'container "{container}" in pod "{name}" is waiting to start')
@@ -155,6 +176,8 @@ class KubernetesApi:
         sent = 0
         while True:
             with self.lock:
+                if name not in self.objects["pods"]:
+                    return
                 ended = "terminated" in state_of(self.objects["pods"][name])
                 new = self.logs.get(name, [])[sent:]
             for line in new:
@@ -210,11 +233,24 @@ def pod(name: str, component: str, **given: Any) -> Object:
     }
 
 
-def deployment(name: str, replicas: int, **given: Any) -> Object:
-    template = pod(name, "worker", **given)
+def deployment(name: str, replicas: int, component: str = "worker", **given: Any) -> Object:
+    template = pod(name, component, **given)
+    found = template["metadata"]["labels"]
     return {
-        "metadata": {"name": name, "labels": template["metadata"]["labels"]},
-        "spec": {"replicas": replicas, "template": {"spec": template["spec"]}},
+        "metadata": {"name": name, "labels": found},
+        "spec": {"replicas": replicas, "template": {"metadata": {"labels": found}, "spec": template["spec"]}},
+    }
+
+
+def warning(kind: str, name: str, message: str, at: str = "2026-11-30T07:00:00Z") -> Object:
+    """An event about an object, as a controller or a kubelet records it."""
+    return {
+        "metadata": {"name": f"{name}.{uuid.uuid4().hex[:16]}"},
+        "type": "Warning",
+        "reason": "Failed",
+        "message": message,
+        "lastTimestamp": at,
+        "involvedObject": {"kind": kind, "name": name},
     }
 
 
@@ -223,7 +259,10 @@ def cron_job(name: str = "wharf-cleanup", release: str = "wharf") -> Object:
                  "futureField": {"kept": True}}  # fmt: skip
     found = labels("cleanup", **{"app.kubernetes.io/instance": release})
     template = {"restartPolicy": "Never", "containers": [container]}
-    job = {"metadata": {"labels": found}, "spec": {"backoffLimit": 1, "template": {"spec": template}}}
+    job = {
+        "metadata": {"labels": found},
+        "spec": {"backoffLimit": 1, "template": {"metadata": {"labels": found}, "spec": template}},
+    }
     return {"metadata": {"name": name, "labels": found}, "spec": {"schedule": "0 0 1 1 *", "jobTemplate": job}}
 
 
@@ -255,8 +294,16 @@ def set_state(api: KubernetesApi, pod: Object, state: str, **details: Any) -> No
 
 
 def end_job(api: KubernetesApi, job: Object, condition: str, message: str = "") -> None:
+    """A CronJob that controls it, and keeps none that has ended, takes it away at once."""
     with api.lock:
         job["status"] = {"conditions": [{"type": condition, "status": "True", "message": message}]}
+        if any(owner.get("controller") for owner in job["metadata"].get("ownerReferences", [])):
+            api.delete("jobs", job["metadata"]["name"])
+
+
+def job_of(pod: Object) -> str | None:
+    name: str | None = pod["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name")
+    return name
 
 
 def succeed(api: KubernetesApi, job: Object) -> None:
@@ -269,6 +316,13 @@ def succeed(api: KubernetesApi, job: Object) -> None:
         time.sleep(0.05)
     set_state(api, made, "terminated", exitCode=0)
     end_job(api, job, "Complete")
+
+
+def _field(object: Object, path: str) -> Any:
+    found: Any = object
+    for key in path.split("."):
+        found = found.get(key, {})
+    return found
 
 
 class _Handler(BaseHTTPRequestHandler):

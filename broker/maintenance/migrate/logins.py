@@ -26,7 +26,8 @@ async def process_urls(owner_url: str, installation: str) -> Mapping[str, str]:
 
 async def ensure_logins(owner_url: str, folder: Path) -> list[str]:
     """The users of the URLs in the folder's files, each named as the role that its user is to have, may log in with
-    the URL's password from now on; gives their names. A role without a file gets none. Raises `StartError`."""
+    the URL's password from now on; gives their names. A role without a file gets none. An owner who may not make roles
+    will do where an admin has made all of that. Raises `StartError`, with what an admin is to run."""
     logins = _read(folder)
     names = [login for login, _ in logins.values()]
     if len(set(names)) < len(names):
@@ -34,10 +35,12 @@ async def ensure_logins(owner_url: str, folder: Path) -> list[str]:
     try:
         await _ensure(owner_url, logins)
     except psycopg.errors.InsufficientPrivilege as error:
-        raise StartError(
-            f"--logins: the user of WHARF_DATABASE_URL may not make logins ({str(error).strip()}). Give it CREATEROLE, "
-            "or have a DBA make them, and leave --logins away."
-        ) from error
+        if statements := await _missing(owner_url, logins):
+            raise StartError(
+                f"--logins: the user of WHARF_DATABASE_URL may not make logins ({error.diag.message_primary}). Have an "
+                "admin of PostgreSQL run this, with the passwords of the URLs in these files, then try again:\n"
+                + "\n".join(f"{statement}  -- {folder / role}" for role, statement in statements)
+            ) from error
     return names
 
 
@@ -79,16 +82,45 @@ async def _ensure_login(connection: AsyncConnection[DictRow], role: str, login: 
         if not await role_exists(connection, login):
             await connection.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(login)))
         await _refuse_powerful(connection, login)
-        found = await connection.execute("SELECT pg_has_role(%s, %s, 'MEMBER') AS member", [login, role])
-        row = await found.fetchone()
-        assert row is not None
-        if not row["member"]:
+        if not await _is_member(connection, login, role):
             await connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(login)))
     # What the server is given, and may log, is not the password.
     verifier = connection.pgconn.encrypt_password(password.encode(), login.encode(), b"scram-sha-256").decode()
     await connection.execute(
         sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(login), sql.Literal(verifier))
     )
+
+
+async def _missing(owner_url: str, logins: Mapping[str, tuple[str, str]]) -> list[tuple[str, str]]:
+    """What somebody else must run for each role, without its password, until all is as `_ensure` makes it."""
+    found: list[tuple[str, str]] = []
+    async with await connect(owner_url) as connection:
+        for role, (login, password) in logins.items():
+            name = sql.Identifier(login).as_string(connection)
+            if not await role_exists(connection, login):
+                found.append((role, f"CREATE ROLE {name} LOGIN PASSWORD '...' IN ROLE {role};"))
+                continue
+            await _refuse_powerful(connection, login)
+            if login != role and not await _is_member(connection, login, role):
+                found.append((role, f"GRANT {role} TO {name};"))
+            if not await _lets_in(make_conninfo(owner_url, user=login, password=password)):
+                found.append((role, f"ALTER ROLE {name} LOGIN PASSWORD '...';"))
+    return found
+
+
+async def _lets_in(url: str) -> bool:
+    try:
+        async with await AsyncConnection.connect(url, connect_timeout=10):
+            return True
+    except psycopg.OperationalError:
+        return False
+
+
+async def _is_member(connection: AsyncConnection[DictRow], login: str, role: str) -> bool:
+    found = await connection.execute("SELECT pg_has_role(%s, %s, 'MEMBER') AS member", [login, role])
+    row = await found.fetchone()
+    assert row is not None
+    return bool(row["member"])
 
 
 async def _refuse_powerful(connection: AsyncConnection[DictRow], login: str) -> None:

@@ -231,6 +231,13 @@ topologySpreadConstraints:
     secretKeyRef:
       name: {{ include "wharfinger.databaseSecret" $ }}
       key: {{ index . 1 }}
+{{- if and $.Values.database.directKeySuffix (not $.Values.evaluation.enabled) }}
+- name: WHARF_DIRECT_DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "wharfinger.databaseSecret" $ }}
+      key: {{ index . 1 }}{{ $.Values.database.directKeySuffix }}
+{{- end }}
 {{- if $.Values.database.caSecret }}
 - name: PGSSLROOTCERT
   value: /etc/wharf/database/ca.crt
@@ -240,18 +247,6 @@ topologySpreadConstraints:
 {{- range $name, $value := index . 2 }}
 - name: WHARF_{{ $name }}
   value: {{ include "wharfinger.setting" $value | quote }}
-{{- end }}
-{{- end -}}
-
-{{/* (list $ url-key) */}}
-{{- define "wharfinger.directEnv" -}}
-{{- $ := index . 0 -}}
-{{- if index . 1 }}
-- name: WHARF_DIRECT_DATABASE_URL
-  valueFrom:
-    secretKeyRef:
-      name: {{ include "wharfinger.databaseSecret" $ }}
-      key: {{ index . 1 }}
 {{- end }}
 {{- end -}}
 
