@@ -25,7 +25,7 @@ def test_an_overlay_is_valid(overlay: str, built: dict[str, dict[tuple[str, str]
         kubernetes_validate.validate(one, VERSION, strict=True)
 
 
-@pytest.mark.parametrize(("name", "given"), [("template", NEEDED), ("model", MODEL)])
+@pytest.mark.parametrize(("name", "given"), [("template", NEEDED), ("model", MODEL), ("evaluation", {})])
 def test_a_processed_template_is_valid(name: str, given: dict[str, str]) -> None:
     routes = 0
     for one in process(yaml.safe_load((DEPLOY / "openshift" / f"{name}.yaml").read_text()), given):
