@@ -1,7 +1,6 @@
 """OpenShift's Templates, made from the chart's objects, with parameters in place of what these were rendered with."""
 
 import re
-from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -355,10 +354,7 @@ def evaluation_template() -> Manifest:
         elif component not in _REACHED.values() and own not in _REACHED.values():
             continue
         if kind == "Secret":
-            texts = {key: b64decode(text).decode() for key, text in one.pop("data", {}).items()} | one.get(
-                "stringData", {}
-            )
-            one["stringData"] = {key: _with_parameters(key, text, own) for key, text in texts.items()}
+            one["stringData"] = {key: _with_parameters(key, text, own) for key, text in one["stringData"].items()}
             one["immutable"] = True
         objects.append(mark_settings(one, None))
     return _template(

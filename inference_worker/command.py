@@ -29,6 +29,7 @@ from custody.transport.connection import Amqp, Login
 from custody.transport.embedded import EmbeddedTransport
 from custody.volume import Volume
 from custody.wire import EngineReference, ModelReference
+from inference_worker.child import keep_to_itself
 from inference_worker.consumer import Consumer
 from inference_worker.cpus import granted_cpus
 from inference_worker.metrics import WorkerMetrics
@@ -54,6 +55,7 @@ def worker(
 
 async def serve(settings: WorkerSettings) -> None:
     check_consumer_timeout(settings)
+    keep_to_itself()
     stop = asyncio.Event()
 
     def end() -> None:

@@ -1,5 +1,8 @@
 """The command line `wharf`: names the commands, and turns errors into lines and exit codes."""
 
+import os
+import signal
+import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated, Any
 
@@ -27,7 +30,20 @@ class _Commands(TyperGroup):
 
 
 def main() -> None:
+    if sys.platform != "win32":
+        _be_contained()
     app(prog_name="wharf")
+
+
+def _be_contained() -> None:
+    """What a container asks for where there is no shell to do it."""
+    # Its uid is the cluster's choice, and may be another one tomorrow; the group is always 0.
+    if os.getuid() != 0 and os.getgid() == 0:
+        os.umask(0o002)
+    # The kernel keeps signals from its first process that this does not handle: a pod that only waits, or is about to
+    # start, would be there until its grace is over.
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _print_version(wanted: bool) -> None:
