@@ -27,7 +27,7 @@ PROCESSES: dict[str, tuple[type[BaseSettings], ...]] = {
     "migrate": (MigrateSettings,),
     "models": (AddSettings, ReachSettings),
 }
-ANYWHERE = {"WHARF_INSTANCE"}
+ANYWHERE = {"WHARF_INSTANCE", "WHARF_DIRECT_DATABASE_URL"}
 """Given to all alike, and not asked for by each."""
 CLIENT = {"WHARF_URL", "WHARF_API_KEY"}
 """What the SDK reads, of which the test's pod is one user."""
