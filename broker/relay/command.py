@@ -51,6 +51,7 @@ async def serve(settings: RelaySettings) -> None:
                 role="wharf_relay",
                 size=8,
                 by_index=True,
+                prepares=not settings.is_pooled,
             )
         )
         await stack.enter_async_context(InstanceLock(settings.listen_url, kind="relay", instance=settings.instance))
