@@ -81,6 +81,7 @@ async def serve(settings: WorkerSettings) -> None:
             await check_volume(transaction, Volume(settings.volume, instance=settings.instance))
         await stack.enter_async_context(InstanceLock(settings.listen_url, kind="worker", instance=settings.instance))
         files = await _model_files(database, settings)
+        await asyncio.to_thread(models.check_bytes, files, settings.volume)
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf worker"))
         count = settings.slots or granted_cpus()
         slots = Slots(
