@@ -1,7 +1,6 @@
 """OpenShift's Templates, made from the chart's objects, with parameters in place of what these were rendered with."""
 
 import re
-from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -188,7 +187,13 @@ MODEL_PARAMETERS = (
         None,
         True,
     ),
-    Parameter("IMAGE", "The worker's image, or one made from it that holds the model", "p/worker:1", None, True),
+    Parameter(
+        "IMAGE",
+        "The image of the workers that serve it, or one made from it that holds the model",
+        "p/worker:1",
+        None,
+        True,
+    ),
     PULL_SECRETS,
     Parameter("ENGINE", "openvino, or ultralytics", "p-engine:P", "openvino", True),
     DATABASE_SECRET,
@@ -200,6 +205,7 @@ EVALUATION_PARAMETERS = (
     replace(NAME, description="NAME of template.yaml"),
     Parameter("POSTGRES_IMAGE", "The official image of PostgreSQL, 15 or newer", "p/postgres:1", "postgres:17", True),
     Parameter("RABBITMQ_IMAGE", "The official image of RabbitMQ, 3.10 or newer", "p/rabbitmq:1", "rabbitmq:4", True),
+    PULL_SECRETS,
     Parameter(
         "STORAGE_CLASS_NAME",
         "StorageClass of their claims, ReadWriteOnce; null: the cluster's default",
@@ -336,8 +342,9 @@ def evaluation_template() -> Manifest:
     """Of a PostgreSQL and a RabbitMQ for a first try, and of the Secrets that the service's Template names."""
     of = _stand_ins(EVALUATION_PARAMETERS)
     name = of("NAME")
-    server = {"className": of("STORAGE_CLASS_NAME"), "podSecurityContext": dict.fromkeys(_FIXED_IDS)}
+    server = {"className": of("STORAGE_CLASS_NAME"), "podSecurityContext": None}
     values: Manifest = {
+        "image": {"pullSecrets": of("PULL_SECRETS")},
         "evaluation": {
             "enabled": True,
             "postgres": {**server, "image": of("POSTGRES_IMAGE"), "size": of("POSTGRES_SIZE")},
@@ -353,12 +360,9 @@ def evaluation_template() -> Manifest:
         elif component not in _REACHED.values() and own not in _REACHED.values():
             continue
         if kind == "Secret":
-            encoded = one.pop("data")
-            one["stringData"] = {
-                key: _with_parameters(key, b64decode(text).decode(), own) for key, text in encoded.items()
-            }
+            one["stringData"] = {key: _with_parameters(key, text, own) for key, text in one["stringData"].items()}
             one["immutable"] = True
-        objects.append(mark_settings(one, None))
+        objects.append(one)
     return _template(
         "wharfinger-evaluation",
         "Wharfinger's PostgreSQL and RabbitMQ, for a first try",
@@ -376,7 +380,6 @@ def evaluation_template() -> Manifest:
     )
 
 
-_FIXED_IDS = ("runAsUser", "runAsGroup", "fsGroup")
 _REACHED = {"to-database": "postgres", "to-queue": "rabbitmq"}
 """Policies that let the service's pods reach a server, and the server."""
 

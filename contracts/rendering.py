@@ -39,11 +39,6 @@ def chart(release: str, values: Mapping[str, Any]) -> list[Manifest]:
     return [_plain(one) for one in found if "helm.sh/hook" not in one["metadata"].get("annotations", {})]
 
 
-def without_revision(job: str) -> str:
-    """The migration Job's name without helm's revision and the digest of what it does."""
-    return re.sub(r"-1-[0-9a-f]{8}$", "", job)
-
-
 def pod_templates(manifest: Manifest) -> list[Manifest]:
     """Metadata and spec of the pods that this object makes."""
     match manifest["kind"]:
@@ -83,6 +78,13 @@ def make_authorities_optional(manifest: Manifest, queue_ca: str | None) -> None:
                     container["env"].remove(variable)
                 else:
                     variable["value"] = queue_ca
+
+
+def without_revision(job: str) -> str:
+    """The migration Job's name without helm's revision and the digest of what it does."""
+    plain, found = re.subn(r"-1-[0-9a-f]{8}$", "", job)
+    assert found == 1, job
+    return plain
 
 
 def registering_job(objects: Iterable[Manifest], name: str, kept_seconds: int) -> Manifest:

@@ -265,16 +265,16 @@ async def list_models(transaction: Transaction, name: str | None = None) -> list
 
 
 async def report_worker(
-    transaction: Transaction, *, worker: str, model: ModelReference, engine: str, slots: int
+    transaction: Transaction, *, worker: str, model: ModelReference, engine: str, slots: int, release: str
 ) -> None:
     """This worker is warm and lives: said at its start and every few seconds."""
     await transaction.execute(
         """
-        INSERT INTO wharf.workers (name, pool, model_version, engine, slots) VALUES (%s, %s, %s, %s, %s)
+        INSERT INTO wharf.workers (name, pool, model_version, engine, slots, release) VALUES (%s, %s, %s, %s, %s, %s)
         ON CONFLICT (name) DO UPDATE SET pool = excluded.pool, model_version = excluded.model_version,
-            engine = excluded.engine, slots = excluded.slots, seen_at = now()
+            engine = excluded.engine, slots = excluded.slots, release = excluded.release, seen_at = now()
         """,
-        [worker, model.name, model.version, engine, slots],
+        [worker, model.name, model.version, engine, slots, release],
     )
 
 

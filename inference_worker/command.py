@@ -20,7 +20,7 @@ from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.models import ModelFiles, Registration
 from custody.notices import POOLS_CHANGED, Notices
-from custody.process import end_within, run
+from custody.process import end_within, release, run
 from custody.reconcile import Reconciler
 from custody.tasks import Tasks
 from custody.transport import Transport
@@ -74,6 +74,7 @@ async def serve(settings: WorkerSettings) -> None:
                 # A worker that is paused inside a transaction keeps its tasks no longer than any other silent one.
                 idle_seconds=settings.lease_seconds,
                 by_index=True,
+                prepares=not settings.is_pooled,
             )
         )
         async with database.transaction() as transaction:
@@ -224,6 +225,7 @@ async def _say_alive(
                         model=model,
                         engine=settings.engine,
                         slots=ready,
+                        release=release(),
                     )
         except CustodyError as error:
             log.warning("report_interrupted", code=error.code)

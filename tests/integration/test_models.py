@@ -142,7 +142,7 @@ async def test_a_listed_model_tells_its_versions_and_its_living_workers(domain, 
 
     async def report(worker: str, model: ModelReference) -> None:
         async with domain.worker.transaction() as transaction:
-            await models.report_worker(transaction, worker=worker, model=model, engine="openvino", slots=2)
+            await models.report_worker(transaction, worker=worker, model=model, engine="openvino", slots=2, release="1")
 
     async def listed(name: str | None = None):
         async with domain.api.transaction(acme) as transaction:
