@@ -116,7 +116,7 @@ def test_an_option_of_kubectl_is_there(commands: list[list[str]]) -> None:
         names = [word for word in own if WORD.fullmatch(word)]
         nested = names[:2] if names[0] in ("create", "rollout", "config", "auth") else names[:1]
         if nested == ["create", "secret"]:
-            nested.append("generic")
+            nested.append(names[2])
         options = {word.partition("=")[0] for word in own if word.startswith("-") and word not in ("-", "--")}
         assert options <= kubectl_options(*nested), " ".join(words)
 
