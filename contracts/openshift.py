@@ -187,7 +187,13 @@ MODEL_PARAMETERS = (
         None,
         True,
     ),
-    Parameter("IMAGE", "The worker's image, or one made from it that holds the model", "p/worker:1", None, True),
+    Parameter(
+        "IMAGE",
+        "The image of the workers that serve it, or one made from it that holds the model",
+        "p/worker:1",
+        None,
+        True,
+    ),
     PULL_SECRETS,
     Parameter("ENGINE", "openvino, or ultralytics", "p-engine:P", "openvino", True),
     DATABASE_SECRET,
@@ -356,7 +362,7 @@ def evaluation_template() -> Manifest:
         if kind == "Secret":
             one["stringData"] = {key: _with_parameters(key, text, own) for key, text in one["stringData"].items()}
             one["immutable"] = True
-        objects.append(mark_settings(one, None))
+        objects.append(one)
     return _template(
         "wharfinger-evaluation",
         "Wharfinger's PostgreSQL and RabbitMQ, for a first try",

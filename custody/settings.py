@@ -43,6 +43,11 @@ class ProcessSettings(BaseSettings):
     def listen_url(self) -> str:
         return (self.direct_database_url or self.database_url).get_secret_value()
 
+    @property
+    def is_pooled(self) -> bool:
+        """Whether WHARF_DATABASE_URL leads to a transaction pooler."""
+        return self.direct_database_url is not None
+
 
 class VolumeSettings(BaseSettings):
     volume: Path = Field(description="Mount of the shared volume", examples=["/srv/wharf"])

@@ -207,7 +207,7 @@ async def _database(set_up: SetUp, *, role: str | None = None) -> list[Finding]:
     if set_up.database_url is None:
         return [Finding("database", "fault", f"no service runs in {set_up.data}", "Start it with `wharf up`.")]
     try:
-        async with Database(set_up.database_url, name="wharf doctor", role=role, size=1) as database:
+        async with Database(set_up.database_url, name="wharf doctor", role=role, size=1, prepares=False) as database:
             return await _look_inside(database, set_up.volume)
     except StartError as error:
         return [Finding("database", "fault", *_first_line_and_rest(str(error)))]

@@ -29,8 +29,8 @@ def test_its_commands_give_each_template_what_it_needs(name: str) -> None:
 
 def test_the_parameters_that_it_names_are_the_template_s(template: Mapping[str, Any]) -> None:
     section = README.split("## OpenShift")[1].split("## Kustomize")[0].split("Then:")[1]
-    secrets = yaml.safe_load((DEPLOY / "openshift" / "secrets.yaml").read_text())
-    known = {parameter["name"] for one in (template, secrets) for parameter in one["parameters"]}
+    beside = [yaml.safe_load((DEPLOY / "openshift" / f"{name}.yaml").read_text()) for name in ("secrets", "model")]
+    known = {parameter["name"] for one in (template, *beside) for parameter in one["parameters"]}
     named = set(re.findall(r"-p '?(\w+)=", section))
     assert len(named) >= 7
     assert named <= known

@@ -239,6 +239,9 @@ class Node:
                     place.mkdir()
                     place.chmod(0o777)
                 return place, True
+            case "secret" if source.get("optional") and ("Secret", source["secretName"]) not in self._objects:
+                _write(place, {}, 0o644)
+                return place, False
             case "secret" | "configMap":
                 if kind == "secret":
                     content = self.secret(source["secretName"])
