@@ -363,6 +363,12 @@ def test_a_migration_is_tried_again_for_hours_and_never_cut_short() -> None:
     assert "activeDeadlineSeconds" not in job["spec"]
 
 
+def test_the_migration_of_a_release_that_was_rolled_back_to_ends_well() -> None:
+    """helm starts it anew, and finds the database ahead."""
+    [job] = of_kind("external", "Job")
+    assert "--allow-newer" in job["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
 def test_a_drained_node_s_cleanup_is_begun_again_and_one_that_has_ended_is_not() -> None:
     for job in of_kind("external", "CronJob"):
         spec = job["spec"]["jobTemplate"]["spec"]
