@@ -1,5 +1,7 @@
 """The command line `wharf`: names the commands, and turns errors into lines and exit codes."""
 
+import os
+import signal
 from importlib.metadata import entry_points, version
 from typing import Annotated, Any
 
@@ -27,6 +29,10 @@ class _Commands(TyperGroup):
 
 
 def main() -> None:
+    if os.getpid() == 1:
+        # The kernel spares a container's first process every signal that it does not handle: one that only waits would
+        # take the whole grace period to end. Processes that serve put handlers of their own in the place of this one.
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     app(prog_name="wharf")
 
 
