@@ -38,12 +38,8 @@ def first_process(environment: dict[str, str], *arguments: str) -> Iterator[tupl
 
 
 @pytest.mark.skipif(not may_unshare(), reason="no namespace of processes can be made here")
-@pytest.mark.parametrize(
-    "arguments", [("models", "wait", "nobodys"), ("migrate", "--wait")], ids=["model", "migration"]
-)
-def test_what_waits_in_a_pod_ends_when_it_is_asked_to(
-    installation: Installation, tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("command", ["models wait nobodys", "migrate --wait"])
+def test_what_waits_in_a_pod_ends_when_it_is_asked_to(installation: Installation, tmp_path: Path, command: str) -> None:
     # An unprepared volume, which a migration is waited for.
     environment = {"WHARF_DATABASE_URL": installation.url("wharf_worker"), "WHARF_VOLUME": str(tmp_path)}
     with first_process(environment, *command.split()) as (unshare, number):
