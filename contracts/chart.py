@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +51,46 @@ def readme() -> str:
 def schema() -> str:
     """The chart's schema of values with its lists of settings as the processes have them."""
     known = json.loads((CHART / "values.schema.json").read_text())
-    for process in PROCESSES:
-        known["definitions"][f"{process}Settings"]["propertyNames"]["enum"] = sorted(settable(process))
     all_sets = frozenset().union(*CHART_SETS.values())
-    everywhere = {name for process in PROCESSES for name in settable(process) if name.lower() not in all_sets}
-    known["definitions"]["settings"]["propertyNames"]["enum"] = sorted(everywhere)
+    everywhere: dict[str, Any] = {}
+    for process in PROCESSES:
+        own = settable(process)
+        known["definitions"][f"{process}Settings"] = _closed(own)
+        everywhere |= {name: said for name, said in own.items() if name.lower() not in all_sets}
+    known["definitions"]["settings"] = _closed(everywhere)
     return json.dumps(known, indent=2) + "\n"
 
 
-def settable(process: str) -> set[str]:
-    """Names, without WHARF_, that values may set for a process: no secrets, and nothing that the chart sets itself."""
+def settable(process: str) -> dict[str, Any]:
+    """By name, without WHARF_, what values may set for a process, as a JSON schema: no secrets, and nothing that the
+    chart sets itself."""
+    schemas = PROCESSES[process].model_json_schema()["properties"]
     return {
-        name.upper()
+        name.upper(): _of_a_value(schemas[name])
         for name, field in PROCESSES[process].model_fields.items()
         if name not in CHART_SETS[process] and field.annotation not in (SecretStr, SecretStr | None)
     }
+
+
+def _closed(properties: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": dict(sorted(properties.items()))}
+
+
+def _of_a_value(setting: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A setting's schema for values: they become text, so a number may be written as one."""
+    [said] = [one for one in setting.get("anyOf", [setting]) if one.get("type") != "null"]
+    bounds = {key: said[key] for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum") if key in said}
+    match said:
+        case {"enum": known}:
+            return {"enum": known}
+        case {"type": "boolean"}:
+            return {"enum": [True, False, "true", "false"]}
+        case {"type": "integer"}:
+            return {"type": ["integer", "string"], "pattern": "^[0-9]+$", **bounds}
+        case {"type": "number"}:
+            return {"type": ["number", "string"], "pattern": r"^[0-9]+(\.[0-9]+)?$", **bounds}
+        case _:
+            return {"type": "string", "minLength": 1}
 
 
 def described(text: str) -> Iterator[tuple[str, Any, str]]:

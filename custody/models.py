@@ -122,6 +122,15 @@ def install(source: Path, volume: Path, *, name: str | None = None, beside: Sequ
     return ModelFiles(name, digest, str((folder / source.name).relative_to(volume)))
 
 
+def check_bytes(files: ModelFiles, volume: Path) -> None:
+    """Raises `StartError` where the model's bytes on the volume are not those that were registered."""
+    if digest_of(volume / files.path) != files.digest:
+        raise StartError(
+            f"The model {files.name} was changed on the volume: {files.path} has another digest than was registered. "
+            "Put the right bytes back, or remove its folder and register it anew from a file that you trust."
+        )
+
+
 async def register(transaction: Transaction, found: Registration) -> ModelReference:
     """The version of these bytes under this name: the known one, or the next number.
 

@@ -54,7 +54,8 @@ class VolumeSettings(BaseSettings):
 
 
 class QueueSettings(BaseSettings):
-    """How to reach RabbitMQ. Each file wins over what the URL says, and is read again for each connection."""
+    """How to reach RabbitMQ. Each file wins over what the URL says, and is read again for each connection; an empty
+    name is none."""
 
     model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
 
@@ -70,6 +71,13 @@ class QueueSettings(BaseSettings):
     )
     amqp_cert_file: Path | None = Field(default=None, description="Certificate to show RabbitMQ (PEM)")
     amqp_key_file: Path | None = Field(default=None, description="Its key, if not in the same file")
+
+    @field_validator(
+        "amqp_username_file", "amqp_password_file", "amqp_ca_file", "amqp_cert_file", "amqp_key_file", mode="before"
+    )
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
 
 
 class TaskSettings(BaseSettings):

@@ -16,6 +16,7 @@ from custody.installation import check_volume
 from custody.models import Registration
 from custody.volume import Volume
 from custody.wire import ModelReference
+from inference_worker.child import handed_on, keep_to_itself
 from inference_worker.cpus import granted_cpus
 from inference_worker.engines import ModelDescription
 from inference_worker.slots import Slots
@@ -44,6 +45,7 @@ async def add(source: Path, *, name: str | None, database_url: str, volume: Path
 
     Raises `StartError` with nothing registered: where it is no model that the engine takes, or where its file's name
     alone would make it a new version of another model."""
+    keep_to_itself()
     wanted = models.checked_name(models.name_of(source.name) if name is None else name)
     async with Database(database_url, name="wharf models add", role="wharf_worker", size=2, prepares=False) as database:
         async with database.transaction() as transaction:
@@ -72,7 +74,7 @@ async def _export(source: Path, folder: Path) -> _Forms:
     origin = models.digest_of(source)
     command = [sys.executable, "-P", "-m", "inference_worker.engines.export", str(source), str(folder)]
     exporting = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command, env=handed_on(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
         answer, printed = await exporting.communicate()

@@ -1,9 +1,12 @@
 """One slot seen from its parent: a child process that answers one picture at a time, until it ends or is killed."""
 
 import asyncio
+import ctypes
+import os
 import signal
+import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self, cast
 
@@ -23,6 +26,24 @@ LOGGED_LINES = 100
 
 STOP_SECONDS = 5.0
 """A child that is to end by itself is killed after this."""
+
+PR_SET_DUMPABLE = 4
+"""Of Linux's <sys/prctl.h>."""
+
+OURS = ("WHARF_", "PG")
+"""Beginnings of the names of what this process alone is told: its logins are among it."""
+
+
+def keep_to_itself() -> None:
+    """From now on no other process of this user, such as a slot, reads its memory or environment. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
+
+
+def handed_on() -> Mapping[str, str]:
+    """This process's environment without its logins, for children that open strangers' pictures and models: they are
+    told all that they need by their command."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
 
 
 class Child:
@@ -45,6 +66,7 @@ class Child:
         printed; the child is gone then, and also where the caller is cancelled."""
         process = await asyncio.create_subprocess_exec(
             *command,
+            env=handed_on(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

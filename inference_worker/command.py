@@ -29,6 +29,7 @@ from custody.transport.connection import Amqp, Login
 from custody.transport.embedded import EmbeddedTransport
 from custody.volume import Volume
 from custody.wire import EngineReference, ModelReference
+from inference_worker.child import keep_to_itself
 from inference_worker.consumer import Consumer
 from inference_worker.cpus import granted_cpus
 from inference_worker.metrics import WorkerMetrics
@@ -54,6 +55,7 @@ def worker(
 
 async def serve(settings: WorkerSettings) -> None:
     check_consumer_timeout(settings)
+    keep_to_itself()
     stop = asyncio.Event()
 
     def end() -> None:
@@ -79,6 +81,7 @@ async def serve(settings: WorkerSettings) -> None:
             await check_volume(transaction, Volume(settings.volume, instance=settings.instance))
         await stack.enter_async_context(InstanceLock(settings.listen_url, kind="worker", instance=settings.instance))
         files = await _model_files(database, settings)
+        await asyncio.to_thread(models.check_bytes, files, settings.volume)
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf worker"))
         count = settings.slots or granted_cpus()
         slots = Slots(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated, Any
 
@@ -29,11 +30,20 @@ class _Commands(TyperGroup):
 
 
 def main() -> None:
-    if os.getpid() == 1:
-        # The kernel spares a container's first process every signal that it does not handle: one that only waits would
-        # take the whole grace period to end. Processes that serve put handlers of their own in the place of this one.
-        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+    if sys.platform != "win32":
+        _be_contained()
     app(prog_name="wharf")
+
+
+def _be_contained() -> None:
+    """What a container asks for where there is no shell to do it."""
+    # Its uid is the cluster's choice, and may be another one tomorrow; the group is always 0.
+    if os.getuid() != 0 and os.getgid() == 0:
+        os.umask(0o002)
+    # The kernel keeps signals from its first process that this does not handle: a pod that only waits, or is about to
+    # start, would be there until its grace is over.
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _print_version(wanted: bool) -> None:

@@ -84,10 +84,10 @@ def test_only_commands_read_the_environment() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
-    # What `up`, `demo` and Postgres hand on to the processes that they start, and what ultralytics reads at its import.
+    # What `up`, `demo`, Postgres and slots are handed on, and what ultralytics reads at its import.
     assert reading <= {
         *("standalone/command.py", "standalone/demo.py", "standalone/postgres.py", "standalone/doctor/command.py"),
-        "inference_worker/engines/ultralytics.py",
+        *("inference_worker/child.py", "inference_worker/engines/ultralytics.py"),
     }
 
 

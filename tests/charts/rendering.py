@@ -68,6 +68,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "storage": {"className": "-", "volumeName": "wharf-files", "annotations": {"a": "b"}, "keep": False},
         "podAnnotations": {"example.com/a": "b"},
         "podLabels": {"team": "vision"},
+        "poolDefaults": {"extraEnv": [{"name": "CUDA_CACHE_PATH", "value": "/tmp/cuda"}]},
         "broker": {"settings": {"MAX_POOL_BACKLOG": 1000000}, "service": {"annotations": {"a": "b"}}},
         "ingress": {
             "enabled": True,
@@ -82,6 +83,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "monitoring": [{"namespaceSelector": {}}],
             "databasePeers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
             "queuePeers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+            "extraEgress": [{"ports": [{"port": 15012, "protocol": "TCP"}]}],
         },
         "serviceAccount": {"annotations": {"a": "b"}},
         "monitoring": {

@@ -33,6 +33,9 @@ def test_brokers_alone_have_a_token_and_may_list_what_they_show() -> None:
     [out] = [each for each in found if each["metadata"]["name"].endswith("-to-kubernetes")]
     reaching = {pods.component for pods in pods_of(found) if selects(out["spec"]["podSelector"], pods.labels)}
     assert reaching == {"broker"}
+    values = QUEUED | {"cluster": {"enabled": True}, "networkPolicy": {"kubernetesPorts": [443, 16443]}}
+    [out] = [each for each in rendered(values) if each["metadata"]["name"].endswith("-to-kubernetes")]
+    assert [port["port"] for port in out["spec"]["egress"][0]["ports"]] == [443, 16443]
 
 
 def test_operators_get_what_the_commands_ask_for_and_nothing_else() -> None:

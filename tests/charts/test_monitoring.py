@@ -112,6 +112,35 @@ def test_alerts_name_their_own_namespace_and_the_page_that_is_wanted() -> None:
     assert "wharf_relay" not in json.dumps(found)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "seconds"),
+    [
+        ("*/15 * * * *", 900),
+        ("7 * * * *", 3600),
+        ("0 */6 * * *", 6 * 3600),
+        ("30 3 * * *", 86400),
+        ("0 3 * * 0", 7 * 86400),
+        ("0 3 1 * *", 31 * 86400),
+        ("0 3 */2 * *", 2 * 86400),
+        ("@weekly", 7 * 86400),
+    ],
+)
+def test_a_cleanup_is_overdue_by_its_own_schedule(schedule: str, seconds: int) -> None:
+    values = QUEUED | {"monitoring": {"rules": {"enabled": True}}, "cleanup": {"schedule": schedule, "maxSeconds": 100}}
+    found = rendered(values)
+    [job] = [o for o in found if o["kind"] == "CronJob" and o["metadata"]["name"].endswith("-cleanup")]
+    [group] = next(o for o in found if o["kind"] == "PrometheusRule")["spec"]["groups"]
+    late, never = [rule for rule in group["rules"] if rule["alert"] == "WharfCleanupOverdue"]
+    wanted = 2 * seconds + job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+    assert late["expr"].endswith(f"> {wanted}")
+    assert never["for"] == f"{wanted}s"
+
+
+def test_no_cleanup_is_overdue_where_none_is_wanted() -> None:
+    values = QUEUED | {"monitoring": {"rules": {"enabled": True}}, "cleanup": {"enabled": False}}
+    assert "WharfCleanupOverdue" not in json.dumps(rendered(values))
+
+
 def test_monitors_find_the_port_of_the_metrics() -> None:
     found = {o["kind"]: o for o in objects("everything") if o["kind"] in ("ServiceMonitor", "PodMonitor")}
     [service] = [

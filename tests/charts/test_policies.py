@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.charts.rendering import CHART, QUEUED, VALUES, Pods, objects, pods_of, rendered, selects
+from tests.charts.rendering import CHART, QUEUED, VALUES, Pods, objects, pods_of, rendered, run, selects
 
 RENDERED = [pytest.param(name, id=name) for name in VALUES]
 SECRET = re.compile(r"wharf_[A-Za-z0-9]{32}|://[^/@$]+:[^/@$]+@")
@@ -29,6 +30,7 @@ class TestEveryPod:
             context = each.spec["securityContext"]
             assert context["runAsNonRoot"] is True
             assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert context["fsGroupChangePolicy"] == "OnRootMismatch"
             assert not {"hostNetwork", "hostPID", "hostIPC"} & each.spec.keys()
             for container in each.containers:
                 own = container["securityContext"]
@@ -75,6 +77,9 @@ class TestEveryPod:
                 assert "/tmp" in {mount["mountPath"] for mount in mounts}
                 paths = [mount["mountPath"] for mount in mounts]
                 assert len(paths) == len(set(paths))
+            for volume in each.spec["volumes"]:
+                if each.is_ours and "emptyDir" in volume:
+                    assert volume["emptyDir"]["sizeLimit"] == "1Gi"
 
     def test_that_serves_is_probed(self, name: str) -> None:
         for each in pods(name):
@@ -283,7 +288,10 @@ def test_an_upgrade_keeps_what_cannot_be_changed(tmp_path: Path) -> None:
     claims = [[o["spec"] for o in several if o["kind"] == "PersistentVolumeClaim"] for several in (before, after)]
     assert claims[0] == claims[1]
     [job] = [o["metadata"]["name"] for o in before if o["kind"] == "Job"]
-    assert job == "wharf-wharfinger-migrate-1"
+    assert re.fullmatch("wharf-wharfinger-migrate-1-[0-9a-f]{8}", job)
+    # Rendered without a release, as by GitOps, the revision is always 1: another Job has another name all the same.
+    assert [o["metadata"]["name"] for o in after if o["kind"] == "Job"] != [job]
+    assert [o["metadata"]["name"] for o in rendered(values) if o["kind"] == "Job"] == [job]
     sums = [
         {
             o["metadata"]["name"]: o["spec"]["template"]["metadata"]["annotations"]["wharfinger/settings"]
@@ -306,10 +314,19 @@ def test_policies_let_through_what_is_needed_and_no_more() -> None:
     assert "ingress" not in deny
     assert deny["policyTypes"] == ["Ingress", "Egress"]
     assert all(selects(deny["podSelector"], each.labels) for each in pods("everything"))
-    assert {port["port"] for rule in deny["egress"] for port in rule["ports"]} == {53, 5353}
+    assert {port["port"] for rule in deny["egress"] for port in rule["ports"]} == {53, 5353, 15012}
+    assert {port["port"] for rule in reached("deny", "external")["egress"] for port in rule["ports"]} == {53, 5353}
+    # Through the pooler, and past it.
+    ports = [{"port": 6432, "protocol": "TCP"}, {"port": 5432, "protocol": "TCP"}]
     assert reached("to-database", "everything")["egress"] == [
-        {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}
+        {"ports": ports, "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}
     ]
+    assert reached("to-database", "external")["egress"] == [{"ports": [{"port": 5432, "protocol": "TCP"}]}]
+    [metrics] = reached("metrics", "external")["ingress"]
+    elsewhere = metrics["from"][1]["namespaceSelector"]
+    for namespace in ("monitoring", "openshift-user-workload-monitoring"):
+        assert selects(elsewhere, {"kubernetes.io/metadata.name": namespace})
+    assert not selects(elsewhere, {"kubernetes.io/metadata.name": "somebody-s"})
     to_queue = reached("to-queue", "everything")
     assert to_queue["egress"] == [
         {"ports": [{"port": 5671, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}
@@ -328,3 +345,124 @@ def test_secrets_and_the_claim_outlive_the_release() -> None:
         if o["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
     }
     assert kept == {"wharf-wharfinger-files", "wharf-wharfinger-admin-key"}
+
+
+def test_a_rollout_has_failed_no_sooner_than_its_pods_may_give_up() -> None:
+    for each in pods("gpu"):
+        if each.owner["kind"] == "Deployment":
+            wait = float(each.spec["initContainers"][0]["args"][2])
+            startup = each.spec["containers"][0]["startupProbe"]
+            longest = wait + startup["periodSeconds"] * startup["failureThreshold"]
+            assert each.owner["spec"]["progressDeadlineSeconds"] > longest, each.name
+
+
+def test_a_migration_is_tried_again_for_hours_and_never_cut_short() -> None:
+    [job] = of_kind("external", "Job")
+    assert job["spec"]["backoffLimit"] >= 100
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "OnFailure"
+    assert "activeDeadlineSeconds" not in job["spec"]
+
+
+def test_a_drained_node_s_cleanup_is_begun_again_and_one_that_has_ended_is_not() -> None:
+    for job in of_kind("external", "CronJob"):
+        spec = job["spec"]["jobTemplate"]["spec"]
+        [container] = spec["template"]["spec"]["containers"]
+        evicted, ended = spec["podFailurePolicy"]["rules"]
+        assert (evicted["action"], evicted["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+        assert ended == {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": container["name"], "operator": "In", "values": [1]},
+        }
+        # Policies of this kind ask for it.
+        assert spec["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_each_process_is_told_of_a_url_past_the_pooler() -> None:
+    for each in pods("everything"):
+        for container in each.containers:
+            given = each.environment(container, objects("everything"))
+            if "WHARF_DATABASE_URL" in given:
+                pooled, direct = (given[f"WHARF_{way}DATABASE_URL"]["secretKeyRef"] for way in ("", "DIRECT_"))
+                assert direct == {**pooled, "key": f"{pooled['key']}-direct"}
+    assert "WHARF_DIRECT_DATABASE_URL" not in str(objects("external"))
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_no_variable_is_named_twice(name: str) -> None:
+    """A server-side apply, as helm 4 does it, refuses that."""
+    for each in pods(name):
+        for container in each.containers:
+            names = [variable["name"] for variable in container["env"]]
+            assert len(names) == len(set(names)), f"{each.name}, {container['name']}"
+
+
+def test_a_worker_has_the_environment_that_its_pool_names() -> None:
+    [worker] = [each for each in pods("everything") if each.component == "worker"]
+    assert {"name": "CUDA_CACHE_PATH", "value": "/tmp/cuda"} in worker.spec["containers"][0]["env"]
+
+
+def test_an_upgrade_leaves_the_evaluation_s_servers_alone(tmp_path: Path) -> None:
+    next_chart = tmp_path / "wharfinger"
+    shutil.copytree(CHART, next_chart)
+    about = (next_chart / "Chart.yaml").read_text()
+    (next_chart / "Chart.yaml").write_text(re.sub(r"(?m)^(version|appVersion):.*$", r'\1: "9.9.9"', about))
+    values = VALUES["evaluation"]
+    before = rendered(values)
+    after = rendered(values | {"settings": {"LOG_LEVEL": "debug"}}, "--is-upgrade", chart=next_chart)
+    templates = [[o["spec"]["template"] for o in several if o["kind"] == "StatefulSet"] for several in (before, after)]
+    assert len(templates[0]) == 2
+    assert templates[0] == templates[1]
+
+
+def test_the_evaluation_s_servers_run_under_any_uid_and_group() -> None:
+    postgres, rabbitmq = sorted(
+        (each for each in pods("evaluation") if not each.is_ours), key=lambda each: each.component
+    )
+    given = postgres.environment(postgres.spec["containers"][0], [])
+    mounts = {mount["mountPath"]: mount["name"] for mount in postgres.spec["containers"][0]["volumeMounts"]}
+    # The volume's root belongs to somebody else, and may hold lost+found.
+    assert mounts[str(Path(given["PGDATA"]).parent)] == "data"
+    # Erlang's cookie must be its owner's alone, and an fsGroup opens what is on the claim.
+    given = rabbitmq.environment(rabbitmq.spec["containers"][0], [])
+    mounts = {mount["mountPath"]: mount["name"] for mount in rabbitmq.spec["containers"][0]["volumeMounts"]}
+    assert mounts[given["HOME"]] == "tmp"
+
+
+def test_the_evaluation_s_ids_can_be_left_away() -> None:
+    for none in (None, {"runAsUser": None, "runAsGroup": None, "fsGroup": None}):
+        ids = {"podSecurityContext": none}
+        found = rendered({"evaluation": {"enabled": True, "postgres": ids, "rabbitmq": ids}})
+        for each in pods_of(found):
+            assert not {"runAsUser", "runAsGroup", "fsGroup"} & each.spec["securityContext"].keys()
+
+
+def test_every_image_is_pulled_with_the_secrets_that_are_named() -> None:
+    values = {"evaluation": {"enabled": True}, "image": {"pullSecrets": ["a", "b"], "pullPolicy": "Always"}}
+    for each in pods_of(rendered(values)):
+        assert each.spec["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}]
+        assert {container["imagePullPolicy"] for container in each.containers} == {"Always"}
+
+
+def test_keda_counts_with_a_login_of_its_own_and_shows_prometheus_one() -> None:
+    scaling = {"enabled": True, "queueActivation": False}
+    pools = [{"name": "a", "autoscaling": scaling}]
+    found = rendered(QUEUED | {"database": {"existingSecret": "db", "kedaUrlKey": "keda-url"}, "pools": pools})
+    [authentication] = [o for o in found if o["kind"] == "TriggerAuthentication"]
+    assert authentication["spec"]["secretTargetRef"] == [{"parameter": "connection", "name": "db", "key": "keda-url"}]
+    scaling |= {
+        "source": "prometheus",
+        "prometheusUrl": "https://thanos-querier.openshift-monitoring.svc:9092",
+        "prometheusAuthentication": "thanos",
+        "prometheusMetadata": {"authModes": "bearer"},
+    }
+    [scaled] = [o for o in rendered(QUEUED | {"pools": pools}) if o["kind"] == "ScaledObject"]
+    [trigger] = scaled["spec"]["triggers"]
+    assert trigger["authenticationRef"] == {"name": "thanos"}
+    assert trigger["metadata"]["authModes"] == "bearer"
+
+
+def test_a_release_s_name_may_have_dots() -> None:
+    ended = run("35", "template", "wharf.v2", str(CHART), values=QUEUED)
+    names = {o["metadata"]["name"] for o in yaml.safe_load_all(ended.stdout) if o}
+    assert "wharf-v2-wharfinger" in names
+    assert not any("." in name for name in names)

@@ -36,6 +36,14 @@ def test_it_needs_to_be_told_where_the_database_and_the_queue_are() -> None:
         assert missing in refused.stderr
 
 
+def test_a_pool_s_most_workers_are_no_fewer_than_its_least() -> None:
+    scaling = {"enabled": True, "minReplicas": 3, "maxReplicas": 2}
+    refused = run(
+        "35", "template", "wharf", str(CHART), values=QUEUED | {"pools": [{"name": "a", "autoscaling": scaling}]}
+    )
+    assert "a has fewer autoscaling.maxReplicas than minReplicas" in refused.stderr
+
+
 def test_two_pools_of_one_name_are_refused() -> None:
     refused = run("35", "template", "wharf", str(CHART), values=QUEUED | {"pools": [{"name": "a"}, {"name": "a"}]})
     assert "two have the name a" in refused.stderr
@@ -51,6 +59,13 @@ def test_two_pools_of_one_name_are_refused() -> None:
         ({"broker": {"settings": {"MAX_FILE_BYTE": 1}}}, "MAX_FILE_BYTE"),
         ({"settings": {"DATABASE_URL": "postgresql://somebody:secret@db/wharf"}}, "DATABASE_URL"),
         ({"settings": {"PORT": 80}}, "PORT"),
+        ({"settings": {"LOG_LEVEL": "loud"}}, "LOG_LEVEL"),
+        ({"settings": {"FILE_RETENTION_DAYS": 0}}, "FILE_RETENTION_DAYS"),
+        ({"settings": {"FILE_RETENTION_DAYS": "a week"}}, "FILE_RETENTION_DAYS"),
+        ({"podSecurityContext": {"runAsRoot": True}}, "runAsRoot"),
+        ({"broker": {"affinity": {"nodeAfinity": {}}}}, "nodeAfinity"),
+        ({"networkPolicy": {"clients": [{"cidr": "10.0.0.0/8"}]}}, "cidr"),
+        ({"poolDefaults": {"extraEnv": [{"name": "WHARF_MODEL", "value": "a"}]}}, "name"),
         ({"pools": [{"name": "a", "gpu": 1}]}, "gpu"),
         ({"pools": [{"model": "yolo11n"}]}, "name"),
         ({"pools": [{"name": "Yolo"}]}, "name"),

@@ -20,10 +20,11 @@ from broker.maintenance.migrate.settings import MigrateSettings
 from broker.maintenance.verify.settings import VerifySettings
 from broker.relay.settings import RelaySettings
 from broker.settings import BrokerSettings
-from contracts.manifests import CHART, VERSION
+from contracts.rendering import CHART, ROOT, STARTER_MODEL, VERSION
 from custody.settings import load
 from inference_worker.settings import WorkerSettings
 from tests.deploy.conftest import DEPLOY
+from tests.support.pods import pods
 
 SETTINGS: Mapping[str, type[BaseSettings]] = {
     "migrate": MigrateSettings,
@@ -82,7 +83,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 
 
 def test_its_services_are_the_whole_service(host: Host) -> None:
-    assert set(host.services) == {"postgres", "rabbitmq", "models", *SETTINGS}
+    assert set(host.services) == {"postgres", "rabbitmq", "starter-model", "models", *SETTINGS}
+    assert {name for name, service in host.services.items() if "profiles" in service} == {"models"}
 
 
 @pytest.mark.parametrize("service", sorted(SETTINGS))
@@ -164,6 +166,51 @@ def test_a_process_has_longer_to_end_than_it_takes_to_drain(host: Host) -> None:
         assert int(host.services[service]["stop_grace_period"].removesuffix("s")) >= drain + 10
 
 
+def test_every_process_is_asked_for_its_health_where_it_answers(host: Host) -> None:
+    for service in ("broker", "relay", "worker", "cleanup", "verify"):
+        [url] = re.findall(r'urlopen\("([^"]+)"', host.services[service]["healthcheck"]["test"][-1])
+        port = "port" if service == "broker" else "health_port"
+        listens = host.environment(service).get(f"WHARF_{port.upper()}", SETTINGS[service].model_fields[port].default)
+        assert re.fullmatch(rf"http://127\.0\.0\.1:{listens}/(livez|readyz)", url), service
+
+
+def test_the_worker_starts_with_a_model_that_its_image_has(host: Host) -> None:
+    command = host.services["starter-model"]["command"]
+    assert command == ["models", "add", STARTER_MODEL, "--name", host.environment("worker")["WHARF_MODEL"]]
+    assert host.services["worker"]["depends_on"]["starter-model"] == {"condition": "service_completed_successfully"}
+    assert (ROOT / "starter_model" / Path(STARTER_MODEL).name).exists()
+
+
+def test_a_worker_has_memory_for_a_slot_on_each_of_its_cpus_as_the_chart_s(host: Host) -> None:
+    """Without a limit it would have one for each CPU of the host."""
+    limits = yaml.safe_load((CHART / "values.yaml").read_text())["poolDefaults"]["resources"]["limits"]
+    worker = host.services["worker"]
+    assert (str(worker["cpus"]), worker["mem_limit"]) == (limits["cpu"], limits["memory"].replace("Gi", "g"))
+
+
+def test_postgres_has_as_many_connections_as_in_a_cluster(host: Host) -> None:
+    evaluation = yaml.safe_load((DEPLOY / "openshift" / "evaluation.yaml").read_text())
+    [postgres] = [pod for name, pod in pods(evaluation["objects"]) if name.endswith("-postgres")]
+    assert host.services["postgres"]["command"] == postgres["containers"][0]["args"]
+
+
+def test_what_needs_another_waits_for_it(host: Host) -> None:
+    needs = {name: set(service.get("depends_on", ())) for name, service in host.services.items()}
+    assert needs.pop("postgres") == needs.pop("rabbitmq") == set()
+    assert needs.pop("migrate") == {"postgres"}
+    assert all("migrate" in needed for needed in needs.values())
+    assert {name for name, needed in needs.items() if "rabbitmq" in needed} == {"relay", "worker"}
+
+
+def test_what_ends_well_is_not_started_again_and_everything_else_is(host: Host) -> None:
+    restarts = {name: service["restart"] for name, service in host.services.items()}
+    assert {name for name, when in restarts.items() if when != "unless-stopped"} == {
+        "migrate",
+        "starter-model",
+        "models",
+    }
+
+
 def test_the_worker_reads_the_volume_and_never_writes(host: Host) -> None:
     volumes = {
         name: service["volumes"] for name, service in host.services.items() if name in SETTINGS and name != "relay"
@@ -186,7 +233,7 @@ def test_its_images_are_those_of_the_chart(host: Host) -> None:
         "postgres": values["evaluation"]["postgres"]["image"],
         "rabbitmq": values["evaluation"]["rabbitmq"]["image"],
         **dict.fromkeys(("migrate", "broker", "relay", "cleanup", "verify"), broker),
-        **dict.fromkeys(("worker", "models"), worker),
+        **dict.fromkeys(("worker", "starter-model", "models"), worker),
     }
 
 

@@ -1,18 +1,24 @@
 """deploy/kustomize: the base is the chart's, and each overlay builds to what it promises."""
 
+import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import kubernetes_validate
 import pytest
 import yaml
 
 from contracts import manifests
 from contracts.helm import ToolMissingError
+from contracts.kustomize import COMPONENTS
 from contracts.manifests import rendered
+from contracts.rendering import QUEUE_CA
 from tests.deploy.conftest import DEPLOY, OVERLAYS
-from tests.support.pods import breaches, containers, pods
+from tests.support.pods import breaches, containers, environment, pods, quantity
 
 Manifest = dict[str, Any]
 
@@ -77,9 +83,12 @@ def test_no_object_has_helms_marks_or_a_secret_in_it() -> None:
 def test_the_pods_of_an_overlay_need_no_more_than_restricted_rules_give(
     overlay: str, built: dict[str, dict[tuple[str, str], Manifest]]
 ) -> None:
+    """The two servers of a first try run as the users that their images have."""
     found = {name: breaches(pod) for name, pod in pods(built[overlay].values())}
     assert len(found) >= 6
-    assert {name: ways for name, ways in found.items() if ways} == {}
+    ids = ["runAsUser", "runAsGroup", "fsGroup"]
+    servers = {"StatefulSet/wharfinger-postgres": ids, "StatefulSet/wharfinger-rabbitmq": ids}
+    assert {name: ways for name, ways in found.items() if ways} == (servers if overlay == "dev" else {})
 
 
 def test_an_overlay_lies_in_one_namespace(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:
@@ -90,8 +99,13 @@ def test_an_overlay_lies_in_one_namespace(built: dict[str, dict[tuple[str, str],
 
 
 def test_dev_is_one_of_each_on_a_small_claim(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:
-    deployments = [one for (kind, _), one in built["dev"].items() if kind == "Deployment"]
-    assert {one["spec"]["replicas"] for one in deployments} == {1}
+    replicas = {name: one["spec"]["replicas"] for (kind, name), one in built["dev"].items() if kind == "Deployment"}
+    assert replicas == {
+        "wharfinger-broker": 1,
+        "wharfinger-relay": 1,
+        "wharfinger-worker-digits": 1,
+        "wharfinger-worker-yolo11n": 0,
+    }
     claim = built["dev"]["PersistentVolumeClaim", "ml-files-storage"]["spec"]
     assert (claim["accessModes"], claim["resources"]["requests"]["storage"]) == (["ReadWriteOnce"], "5Gi")
 
@@ -104,9 +118,119 @@ def test_other_settings_are_other_pods(built: dict[str, dict[tuple[str, str], Ma
         assert settings["data"]["WHARF_VOLUME"] == "/srv/wharf"
         for pod_of, pod in pods(built[overlay].values()):
             named = {source["configMapRef"]["name"] for one in pod["containers"] for source in one.get("envFrom", [])}
-            assert named == (set() if pod_of.startswith("Job/") else {name}), pod_of
+            assert named == ({name} if pod_of.startswith(("Deployment/", "CronJob/")) else set()), pod_of
         names[overlay] = name
     assert names["dev"] != names["production"]
+
+
+def test_dev_needs_nothing_but_the_secrets_that_are_made_for_it(
+    built: dict[str, dict[tuple[str, str], Manifest]],
+) -> None:
+    """Every Secret that is not optional, every key, every host, and a port that the policies open."""
+    made = _secrets("wharfinger-dev")
+    needed: dict[str, set[str]] = {}
+    for _, pod in pods(built["dev"].values()):
+        for container in containers(pod):
+            for entry in environment(container).values():
+                if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
+                    needed.setdefault(reference["name"], set()).add(reference["key"])
+        for volume in pod["volumes"]:
+            secret = volume.get("secret", {"optional": True})
+            if not secret.get("optional"):
+                needed.setdefault(secret["secretName"], set()).update(item["key"] for item in secret.get("items", ()))
+    needed["wharfinger-admin-key"].add("api-key")
+    assert {name: set(one["stringData"]) for name, one in made.items()} == needed
+    for name, policy in (("wharfinger-database", "to-database"), ("wharfinger-queue", "to-queue")):
+        for key, url in made[name]["stringData"].items():
+            if key.endswith("-url"):
+                parts = urlsplit(url)
+                service, namespace, svc = str(parts.hostname).split(".")
+                assert (namespace, svc) == ("wharfinger-dev", "svc")
+                [port] = built["dev"]["Service", service]["spec"]["ports"]
+                [rule] = built["dev"]["NetworkPolicy", f"wharfinger-{policy}"]["spec"]["egress"]
+                assert port["port"] == parts.port == rule["ports"][0]["port"]
+                if key == "owner-url" or name == "wharfinger-queue":
+                    assert parts.password == made[name]["stringData"]["password"]
+
+
+def test_the_secrets_of_a_first_try_are_new_each_time_and_cannot_be_changed() -> None:
+    first, second = _secrets("one"), _secrets("one")
+    for name, one in first.items():
+        kubernetes_validate.validate(one, "1.37", strict=True)
+        assert one["immutable"] is True
+        assert not set(one["stringData"].values()) & set(second[name]["stringData"].values())
+    passwords = [urlsplit(url).password for url in first["wharfinger-database"]["stringData"].values() if "://" in url]
+    assert len(set(passwords)) == 5
+    assert re.fullmatch(r"wharf_[A-Za-z0-9]{43}", first["wharfinger-admin-key"]["stringData"]["api-key"])
+    ended = subprocess.run([DEPLOY / "kustomize" / "evaluation-secrets"], capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "namespace" in ended.stderr
+
+
+def _secrets(namespace: str) -> dict[str, Manifest]:
+    printed = subprocess.run(
+        [DEPLOY / "kustomize" / "evaluation-secrets", namespace], check=True, capture_output=True, text=True
+    ).stdout
+    found = list(yaml.safe_load_all(printed))
+    assert {one["metadata"]["namespace"] for one in found} == {namespace}
+    return {one["metadata"]["name"]: one for one in found}
+
+
+def test_no_container_asks_for_more_than_it_may_have(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:
+    for objects in built.values():
+        for name, pod in pods(objects.values()):
+            for container in containers(pod):
+                requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+                for kind in requests.keys() & limits.keys():
+                    assert quantity(requests[kind]) <= quantity(limits[kind]), (name, kind)
+
+
+def test_every_worker_has_a_limit_of_cpus(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:
+    """It has a slot, with a copy of the model, for each: without, one for each CPU of the node."""
+    for objects in built.values():
+        workers = [pod for name, pod in pods(objects.values()) if name.startswith("Deployment/wharfinger-worker-")]
+        assert workers
+        assert all("cpu" in pod["containers"][0]["resources"]["limits"] for pod in workers)
+
+
+def test_a_job_leaves_soon_so_that_the_next_apply_is_not_refused(
+    built: dict[str, dict[tuple[str, str], Manifest]],
+) -> None:
+    """A Job's pods cannot be changed, and another tag changes them."""
+    model = yaml.safe_load((DEPLOY / "kustomize" / "components" / "model" / "worker.yaml").read_text())
+    jobs = [model, *(one for objects in built.values() for (kind, _), one in objects.items() if kind == "Job")]
+    assert len(jobs) == 4
+    assert all(one["spec"]["ttlSecondsAfterFinished"] <= 600 for one in jobs)
+
+
+def test_every_process_looks_for_private_authorities_and_starts_without(
+    built: dict[str, dict[tuple[str, str], Manifest]],
+) -> None:
+    """Those of RabbitMQ are named in the settings, which all processes have."""
+    model = yaml.safe_load((DEPLOY / "kustomize" / "components" / "model" / "worker.yaml").read_text())
+    for objects in (*built.values(), {("Job", "model"): model}):
+        for name, pod in pods(objects.values()):
+            if name.startswith("StatefulSet/"):
+                continue
+            optional = {volume["name"] for volume in pod["volumes"] if volume.get("secret", {}).get("optional")}
+            for container in containers(pod):
+                known = environment(container)
+                mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+                assert known["PGSSLROOTCERT"]["value"] == f"{mounts['database-ca']}/ca.crt"
+                assert "WHARF_AMQP_CA_FILE" not in known
+                if "WHARF_AMQP_URL" in known:
+                    assert f"{mounts['queue-ca']}/ca.crt" == QUEUE_CA
+                    assert "envFrom" in container
+                assert optional >= {"database-ca", "queue-ca"} & set(mounts), name
+
+
+def test_keda_is_told_of_no_secret_that_may_be_missing() -> None:
+    text = (DEPLOY / "kustomize" / "components" / "autoscaling" / "worker.yaml").read_text()
+    logins = [one for one in yaml.safe_load_all(text) if one["kind"] == "TriggerAuthentication"]
+    assert len(logins) == 2
+    read = {ref["name"] for one in logins for ref in one["spec"]["secretTargetRef"]}
+    assert read == {"wharfinger-database", "wharfinger-queue"}
+    assert all("configMapTargetRef" not in one["spec"] for one in logins)
 
 
 def test_production_outlives_a_node_and_has_an_ingress(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:
@@ -131,7 +255,7 @@ def test_gpu_is_production_and_workers_on_gpus(built: dict[str, dict[tuple[str, 
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
-@pytest.mark.parametrize("component", [*manifests.COMPONENTS, "model"])
+@pytest.mark.parametrize("component", [*COMPONENTS, "model"])
 def test_each_component_builds_on_the_base(component: str, tools: Callable[..., str], tmp_path: Path) -> None:
     """kustomize takes no absolute paths: the folders are copied to where the overlay is."""
     for folder in ("base", "components"):

@@ -1,16 +1,22 @@
 """deploy/openshift/template.yaml: what it makes is what the chart makes, and what its parameters say is true."""
 
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from contracts.manifests import chart, pod_templates, template_values
+from broker.relay.settings import RelaySettings
+from contracts.openshift import template_values
+from contracts.rendering import QUEUE_CA, chart, pod_templates
+from custody.settings import load
+from inference_worker.settings import WorkerSettings
 from tests.deploy.conftest import DEPLOY
-from tests.support.openshift import process, references
-from tests.support.pods import breaches, containers, environment, pods
+from tests.support.openshift import ProcessError, process, references
+from tests.support.pods import breaches, containers, environment, pods, quantity
 
 Manifest = dict[str, Any]
 
@@ -23,10 +29,15 @@ OTHERWISE = {
     **NEEDED,
     "NAME": "wharfinger-two",
     "GPU_WORKER_IMAGE": "registry.example.com/ml/wharfinger-worker-gpu:7",
+    "PULL_SECRETS": '[{"name": "registry"}, {"name": "mirror"}]',
+    "STORAGE_CLASS_NAME": "null",
     "STORAGE_SIZE": "2Ti",
     "DATABASE_SECRET": "postgres-urls",
+    "DATABASE_CA_SECRET": "postgres-ca",
     "DATABASE_PORT": "6432",
     "QUEUE_SECRET": "rabbitmq-urls",
+    "QUEUE_CA_SECRET": "rabbitmq-ca",
+    "QUEUE_CA_FILE": QUEUE_CA,
     "QUEUE_PORT": "5672",
     "HOST": "wharfinger.apps.example.com",
     "ROUTE_TIMEOUT": "600s",
@@ -34,11 +45,13 @@ OTHERWISE = {
     "RELAY_REPLICAS": "1",
     "MODEL": "parcels",
     "WORKER_REPLICAS": "7",
-    "WORKER_CPUS": "500m",
+    "WORKER_CPUS": "6",
     "WORKER_MEMORY": "2Gi",
     "GPU_MODEL": "parcels-large",
     "GPU_WORKER_REPLICAS": "3",
     "GPUS": "2",
+    "GPU_WORKER_CPUS": "1",
+    "GPU_WORKER_MEMORY": "16Gi",
     "FILE_RETENTION_DAYS": "0.5",
     "JOB_RETENTION_DAYS": "7",
     "CLEANUP_SCHEDULE": "0 * * * *",
@@ -48,29 +61,43 @@ OTHERWISE = {
 @pytest.mark.parametrize("given", [NEEDED, OTHERWISE], ids=["the defaults", "everything else"])
 def test_its_objects_are_the_charts(tools: Callable[..., str], template: Manifest, given: dict[str, str]) -> None:
     defaults = {parameter["name"]: parameter.get("value", "") for parameter in template["parameters"]}
-    numbers = {found for _, found in re.findall(r"(\$\{\{)(\w+)\}\}", yaml.safe_dump(template["objects"]))} - {"HOST"}
+    whole = set(re.findall(r"\$\{\{(\w+)\}\}", yaml.safe_dump(template["objects"])))
+    nothing: dict[str, Any] = {"HOST": "", "STORAGE_CLASS_NAME": "", "PULL_SECRETS": []}
 
-    def of(name: str) -> str | int:
+    def of(name: str) -> Any:
         value = given.get(name, defaults[name])
-        return int(value) if name in numbers else "" if value == "null" else value
+        if value == "null":
+            return nothing[name]
+        if name == "PULL_SECRETS":
+            return [secret["name"] for secret in json.loads(value)]
+        return int(value) if name in whole - set(nothing) else value
 
     wanted = chart(str(of("NAME")), template_values(of))
     found = process(template, {**given, "REVISION": "r1"})
     [key] = [one for one in found if one["kind"] == "Secret"]
     found.remove(key)
     settings = f"{of('FILE_RETENTION_DAYS')} {of('JOB_RETENTION_DAYS')}"
-    assert _by_identity(found) == _by_identity(_as_the_template_has_it(wanted, settings))
+    assert _by_identity(found) == _by_identity(
+        _as_the_template_has_it(wanted, settings, given.get("QUEUE_CA_FILE", ""))
+    )
 
 
-def _as_the_template_has_it(objects: list[Manifest], settings: str) -> list[Manifest]:
-    """helm numbers its revisions, takes a former one's Job away, and can make a digest of the settings."""
+def _as_the_template_has_it(objects: list[Manifest], settings: str, queue_ca: str) -> list[Manifest]:
+    """helm numbers its revisions, takes a former one's Job away, can make a digest of the settings, and mounts private
+    authorities only where it is told of them."""
     for one in objects:
         for pod in pod_templates(one):
             assert re.fullmatch(r"[0-9a-f]{16}", pod["metadata"]["annotations"]["wharfinger/settings"])
             pod["metadata"]["annotations"]["wharfinger/settings"] = settings
+            for volume in pod["spec"]["volumes"]:
+                if volume["name"].endswith("-ca"):
+                    volume["secret"]["optional"] = True
+            for container in containers(pod["spec"]):
+                if authorities := environment(container).get("WHARF_AMQP_CA_FILE"):
+                    authorities["value"] = queue_ca
         if one["kind"] == "Job":
-            assert one["metadata"]["name"].endswith("-migrate-1")
-            one["metadata"]["name"] = one["metadata"]["name"].removesuffix("1") + "r1"
+            one["metadata"]["name"], numbered = re.subn(r"-1-[0-9a-f]{8}$", "-r1", one["metadata"]["name"])
+            assert numbered == 1
             one["spec"].setdefault("ttlSecondsAfterFinished", 86400)
     return objects
 
@@ -184,6 +211,55 @@ def test_gpus_are_asked_for_by_the_gpu_workers_alone(template: Manifest) -> None
     }
     assert {name for name, gpus in limits.items() if gpus} == {"Deployment/wharfinger-worker-yolo11n-gpu"}
     assert limits["Deployment/wharfinger-worker-yolo11n-gpu"] == 2
+
+
+def test_no_container_asks_for_more_than_it_may_have(template: Manifest) -> None:
+    """Kubernetes refuses such a pod."""
+    for given in (NEEDED, OTHERWISE, {**NEEDED, "WORKER_CPUS": "8", "GPU_WORKER_CPUS": "500m"}):
+        for name, pod in pods(process(template, given)):
+            for container in containers(pod):
+                resources = container["resources"]
+                for kind in resources["requests"].keys() & resources["limits"].keys():
+                    assert quantity(resources["requests"][kind]) <= quantity(resources["limits"][kind]), (name, kind)
+
+
+def test_the_claim_takes_the_cluster_s_class_where_none_is_named(template: Manifest) -> None:
+    """A class of the name "" would be no class, and bind to nothing that a cluster makes."""
+    [claim] = [
+        one
+        for one in process(template, {**NEEDED, "STORAGE_CLASS_NAME": "null"})
+        if one["kind"] == "PersistentVolumeClaim"
+    ]
+    assert "storageClassName" not in claim["spec"]
+    with pytest.raises(ProcessError, match="STORAGE_CLASS_NAME is required"):
+        process(template, {**NEEDED, "STORAGE_CLASS_NAME": ""})
+
+
+def test_pods_start_without_the_secrets_of_private_authorities_and_look_for_both(template: Manifest) -> None:
+    for name, pod in pods(process(template, NEEDED)):
+        secrets = {volume["name"]: volume["secret"] for volume in pod["volumes"] if volume["name"].endswith("-ca")}
+        assert all(secret["optional"] for secret in secrets.values()), name
+        for container in containers(pod):
+            known = environment(container)
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            assert known["PGSSLROOTCERT"]["value"] == f"{mounts['database-ca']}/ca.crt"
+            assert ("WHARF_AMQP_URL" in known) == ("queue-ca" in mounts)
+            if "queue-ca" in mounts:
+                assert known["WHARF_AMQP_CA_FILE"]["value"] == ""
+                assert f"{mounts['queue-ca']}/ca.crt" == QUEUE_CA
+
+
+@pytest.mark.parametrize("file", ["", QUEUE_CA])
+def test_rabbitmq_is_known_by_the_image_s_authorities_unless_a_file_is_named(
+    template: Manifest, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods_of = dict(pods(process(template, {**NEEDED, "QUEUE_CA_FILE": file})))
+    for name, settings in (("relay", RelaySettings), ("worker-yolo11n", WorkerSettings)):
+        [container] = pods_of[f"Deployment/wharfinger-{name}"]["containers"]
+        monkeypatch.setenv("WHARF_VOLUME", "/srv/wharf")
+        for variable, entry in environment(container).items():
+            monkeypatch.setenv(variable, entry.get("value", "wharfinger-0"))
+        assert load(settings).amqp_ca_file == (Path(file) if file else None)
 
 
 def test_its_pods_need_no_more_than_restricted_v2_gives(template: Manifest) -> None:

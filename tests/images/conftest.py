@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from tests.images.building import build, make_base
 from tests.images.podman import Podman
 
-collect_ignore = [] if os.environ.get("WHARF_TEST_IMAGES") else ["test_images.py"]
+collect_ignore = [] if os.environ.get("WHARF_TEST_IMAGES") else ["test_images.py", "test_pods.py"]
 
 FOLDER = ROOT / ".venv-images"
 

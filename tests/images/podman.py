@@ -3,10 +3,8 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 UID = "1000670000"
 """Of the range that OpenShift gives a project: no line of /etc/passwd knows it."""
@@ -65,30 +63,14 @@ class Podman:
         [found] = json.loads(self("image", "inspect", image))
         return dict(found["Config"])
 
-    def run(
-        self,
-        image: str,
-        *arguments: str,
-        environment: Mapping[str, str] = MappingProxyType({}),
-        mounts: Sequence[str] = (),
-        options: Sequence[str] = (),
-    ) -> str:
-        """What a container printed that has ended well."""
-        return self("run", "--rm", *self._poverty(environment, mounts), *options, image, *arguments)
-
-    @contextmanager
-    def running(
-        self, image: str, *arguments: str, environment: Mapping[str, str], mounts: Sequence[str] = ()
-    ) -> Iterator[str]:
-        """The id of a container. At the end it gets SIGTERM, and has to end by itself, with status 0."""
-        container = self("run", "--detach", *self._poverty(environment, mounts), image, *arguments).strip()
-        try:
-            yield container
-            self("stop", "--time", "40", container)
-            status = self("inspect", "--format", "{{.State.ExitCode}}", container).strip()
-            assert status == "0", self.log(container)
-        finally:
-            self("rm", "--force", container)
+    def run(self, image: str, *arguments: str, options: Sequence[str] = ()) -> str:
+        """What a container printed that has ended well. As any uid, in group 0, without capabilities and shells, with
+        nothing to write to but /tmp, on the host's network."""
+        poverty = [
+            *("--network=host", f"--user={UID}:0", "--cap-drop=all", "--security-opt=no-new-privileges"),
+            *("--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp:rw,mode=1777", *self.without_shells),
+        ]
+        return self("run", "--rm", *poverty, *options, image, *arguments)
 
     def log(self, container: str) -> str:
         ended = subprocess.run(
@@ -96,12 +78,7 @@ class Podman:
         )
         return ended.stdout.decode(errors="replace")
 
-    def _poverty(self, environment: Mapping[str, str], mounts: Sequence[str]) -> list[str]:
-        """Any uid, group 0, no capability, nothing to write but /tmp and the mounts, no shell; the host's network."""
-        shells = [f"{self._nothing}:{shell}:ro" for shell in ("/bin/sh", "/bin/bash")]
-        return [
-            *("--network=host", f"--user={UID}:0", "--cap-drop=all", "--security-opt=no-new-privileges"),
-            *("--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp:rw,mode=1777"),
-            *(f"--volume={mount}" for mount in (*shells, *mounts)),
-            *(f"--env={name}={value}" for name, value in environment.items()),
-        ]
+    @property
+    def without_shells(self) -> list[str]:
+        """Options: nothing can be executed where a shell would be."""
+        return [f"--volume={self._nothing}:{shell}:ro" for shell in ("/bin/sh", "/bin/bash")]

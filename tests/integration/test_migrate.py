@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
@@ -27,11 +29,17 @@ from custody.database import Database
 from custody.errors import StartError
 from custody.ids import new_id
 from custody.volume import Volume
+from standalone.database_cluster import programs_of_the_wheel
 from standalone.postgres import Postgres
 
 pytestmark = pytest.mark.postgres
 
 MIGRATIONS = sorted(path.stem for path in (Path(__file__).parents[2] / "schema" / "migrations").glob("*.sql"))
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+OPTIONS_OF_A_DUMP, OPTIONS_OF_A_RESTORE = (
+    re.findall(r"--[a-z-]+(?:=\w+)?", options)
+    for options in re.findall(r"^    pg_(?:dump|restore) (.*?) --(?:file|dbname)", OPERATIONS, re.MULTILINE)
+)
 
 
 @pytest.fixture
@@ -222,6 +230,24 @@ async def test_a_plain_user_migrates_once_a_dba_has_prepared_what_is_printed(bar
     assert await migrate(url, None) == []
 
 
+async def test_the_owner_saves_and_puts_back_all_rows_as_the_manual_says(bare, tmp_path):
+    """docs/operations.md has the options. Without them a dump ends at the first table of the tenants' wall."""
+    for name in ("wharf", "other"):
+        run(bare.url(), f"ALTER DATABASE {name} OWNER TO dba")
+    await migrate(bare.url("dba", "wharf"), None)
+    key = await first_key(bare.url("dba", "wharf"), "default")
+    saved = tmp_path / "wharf.dump"
+    with pytest.raises(subprocess.CalledProcessError):
+        program("pg_dump", f"--file={saved}", bare.url("dba", "wharf"))
+    program("pg_dump", *OPTIONS_OF_A_DUMP, f"--file={saved}", bare.url("dba", "wharf"))
+    run(bare.url("dba", "other"), "GRANT CREATE ON DATABASE other TO wharf_owner")
+    program("pg_restore", *OPTIONS_OF_A_RESTORE, "--dbname", bare.url("dba", "other"), str(saved))
+    assert await migrate(bare.url("dba", "other"), None) == []
+    assert await key_works(bare.url("postgres", "other"), key)
+    walls = "SELECT count(*) FROM pg_class WHERE relrowsecurity AND relforcerowsecurity"
+    assert run(bare.url("postgres", "other"), walls) == run(bare.url("postgres", "wharf"), walls) != [(0,)]
+
+
 async def test_everything_belongs_to_the_owners_role_whoever_migrates(bare):
     run(bare.url(), "ALTER DATABASE wharf OWNER TO dba")
     await migrate(bare.url("dba", "wharf"), None)
@@ -402,6 +428,12 @@ async def test_every_process_gets_a_login_of_its_own_that_cannot_go_around_the_w
     finally:
         for role in maintenance.ROLES[1:]:
             run(url, f"DROP ROLE IF EXISTS {role}_mine")
+
+
+def program(name: str, *arguments: str) -> None:
+    """One of PostgreSQL's own."""
+    folder = os.environ.get("WHARF_TEST_POSTGRES") or programs_of_the_wheel()
+    subprocess.run([Path(folder) / name, *arguments], check=True, capture_output=True)
 
 
 def run(url: str, statements: str) -> list[tuple]:

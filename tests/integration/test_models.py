@@ -211,6 +211,17 @@ def test_a_model_that_is_a_folder_is_copied_whole_and_known_by_all_its_files(tmp
     assert models.install(source, tmp_path / "volume").digest != first.digest
 
 
+def test_a_model_that_was_changed_on_the_volume_is_not_served(tmp_path):
+    (tmp_path / "digits.xml").write_bytes(b"<net/>")
+    (tmp_path / "digits.bin").write_bytes(b"weights")
+    volume = tmp_path / "volume"
+    files = models.install(tmp_path / "digits.xml", volume)
+    models.check_bytes(files, volume)
+    (volume / files.path).with_suffix(".bin").write_bytes(b"others")
+    with pytest.raises(StartError, match=r"digits was changed on the volume: models/digits/\w+/digits\.xml"):
+        models.check_bytes(files, volume)
+
+
 def test_what_goes_beside_a_model_does_not_count_in_its_digest(tmp_path):
     (tmp_path / "digits.onnx").write_bytes(b"a model")
     (tmp_path / "digits_openvino_model").mkdir()

@@ -282,3 +282,38 @@ def test_slots_die_with_their_parent_even_while_they_hang(volume: Path) -> None:
         gone, alive = psutil.wait_procs(orphans, timeout=5)
     assert len(gone) == 2
     assert alive == []
+
+
+async def test_a_slot_is_told_no_login(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes over a decoder finds none in its environment."""
+    monkeypatch.setenv("WHARF_DATABASE_URL", "postgresql://worker:hidden@postgres/wharf")
+    monkeypatch.setenv("PGPASSWORD", "hidden")
+    async with running(volume, 1):
+        [slot] = children(os.getpid())
+        environment = slot.environ()
+    assert environment["PATH"] == os.environ["PATH"]
+    assert [name for name, value in environment.items() if "hidden" in value] == []
+
+
+WATCHED = """
+import ctypes, os, subprocess
+from inference_worker.child import PR_SET_DUMPABLE, keep_to_itself
+
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # as it is where a process begins as this user
+
+def status():
+    return subprocess.run(["cat", f"/proc/{os.getpid()}/environ"], capture_output=True).returncode
+
+print(status())
+keep_to_itself()
+print(status())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="becomes another user, as root can on Linux")
+def test_a_slot_reads_no_login_of_its_worker_either() -> None:
+    ended = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["0", "1"]

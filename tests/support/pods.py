@@ -1,5 +1,6 @@
 """What a cluster with restricted rules asks of objects, read from the objects."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -64,3 +65,11 @@ def environment(container: Manifest) -> dict[str, Manifest]:
     entries = {entry["name"]: entry for entry in container.get("env", [])}
     assert len(entries) == len(container.get("env", [])), f"{container['name']} has a variable twice"
     return entries
+
+
+def quantity(text: str | int) -> float:
+    """CPUs or bytes, as Kubernetes writes them."""
+    found = re.fullmatch(r"([0-9.]+)(m|[KMGT]i)?", str(text))
+    assert found is not None, text
+    number, unit = found.groups()
+    return float(number) * {None: 1.0, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]

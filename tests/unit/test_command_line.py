@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import psutil
 import pytest
 import typer
 from PIL import Image
@@ -670,3 +672,39 @@ class TestStart:
         result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0
         assert result.stderr == ""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root becomes another user")
+@pytest.mark.parametrize(("uid", "gid", "mask"), [(1000670000, 0, 0o002), (1000670000, 1000, 0o022), (0, 0, 0o022)])
+def test_what_a_container_writes_is_its_group_s_whose_next_uid_may_be_another(uid: int, gid: int, mask: int) -> None:
+    code = f"""
+        import os, sys
+        from wharfinger.command import main
+        sys.argv = ["wharf", "--version"]
+        os.umask(0o022)
+        os.setgid({gid})
+        os.setuid({uid})
+        try:
+            main()
+        finally:
+            print(os.umask(0))
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert int(result.stdout.splitlines()[-1]) == mask
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("unshare") is None, reason="only root makes PID namespaces")
+def test_a_container_that_waits_ends_when_it_is_asked_to() -> None:
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", MAIN, "migrate", "--wait", "60"]
+    environment = {**os.environ, "WHARF_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as outside:
+        try:
+            assert outside.stderr is not None
+            outside.stderr.readline()
+            [first] = psutil.Process(outside.pid).children()
+            first.send_signal(signal.SIGTERM)
+            assert outside.wait(20) == 128 + signal.SIGTERM
+        finally:
+            outside.kill()

@@ -1,12 +1,14 @@
+{{/* A release's name may have dots, a Service's may not */}}
 {{- define "wharfinger.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- $release := .Release.Name | replace "." "-" -}}
+{{- if contains $name $release -}}
+{{- $release | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- printf "%s-%s" $release $name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -113,13 +115,39 @@ annotations:
 {{- end -}}
 {{- end -}}
 
+{{/* What the cluster's Secret of that name holds already, and the rest as it is made now; (list $ name made) */}}
+{{- define "wharfinger.kept" -}}
+{{- $former := (lookup "v1" "Secret" (index . 0).Release.Namespace (index . 1)).data | default dict -}}
+{{- $lacking := dict -}}
+{{- range $key, $value := index . 2 -}}
+{{- if not (hasKey $former $key) -}}
+{{- $_ := set $lacking $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- with $former -}}
+data:
+  {{- toYaml . | nindent 2 }}
+{{ end -}}
+{{- with $lacking -}}
+stringData:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
 {{- define "wharfinger.adminKeySecret" -}}
 {{- default (printf "%s-admin-key" (include "wharfinger.fullname" .)) .Values.adminKey.existingSecret -}}
 {{- end -}}
 
+{{/* Where a cluster sets an fsGroup, and the storage heeds it, millions of files are not gone through for each pod. */}}
+{{- define "wharfinger.restricted" -}}
+runAsNonRoot: true
+seccompProfile:
+  type: RuntimeDefault
+fsGroupChangePolicy: OnRootMismatch
+{{- end -}}
+
 {{- define "wharfinger.podSecurityContext" -}}
-{{- $ours := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
-{{- mergeOverwrite $ours (deepCopy .Values.podSecurityContext) | toYaml -}}
+{{- mergeOverwrite (include "wharfinger.restricted" . | fromYaml) (deepCopy .Values.podSecurityContext) | toYaml -}}
 {{- end -}}
 
 {{- define "wharfinger.containerSecurityContext" -}}
@@ -133,14 +161,18 @@ annotations:
 serviceAccountName: {{ include "wharfinger.fullname" $ }}-{{ index . 1 }}
 automountServiceAccountToken: {{ and $.Values.cluster.enabled (eq (index . 1) "broker") }}
 enableServiceLinks: false
-{{- with $.Values.image.pullSecrets }}
+{{- include "wharfinger.pullSecrets" $ }}
+securityContext:
+  {{- include "wharfinger.podSecurityContext" $ | nindent 2 }}
+{{- end -}}
+
+{{- define "wharfinger.pullSecrets" }}
+{{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
   {{- end }}
 {{- end }}
-securityContext:
-  {{- include "wharfinger.podSecurityContext" $ | nindent 2 }}
 {{- end -}}
 
 {{/* Where a pod may run; its values */}}
@@ -175,6 +207,8 @@ topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: {{ $key }}
     whenUnsatisfiable: ScheduleAnyway
+    # Those of a release are spread without regard to those of the one before, which end.
+    matchLabelKeys: [pod-template-hash]
     labelSelector:
       matchLabels:
         {{- include "wharfinger.selector" $ | nindent 8 }}
@@ -254,7 +288,7 @@ topologySpreadConstraints:
 {{- $ := index . 0 -}}
 - name: tmp
   emptyDir:
-    sizeLimit: 1Gi
+    sizeLimit: {{ $.Values.tmpSize }}
 {{- if $.Values.database.caSecret }}
 - name: database-ca
   secret:

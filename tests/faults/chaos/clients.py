@@ -20,7 +20,9 @@ from PIL import Image
 
 from custody.errors import KINDS
 from tests.faults.chaos.ledger import Deletion, KeptFile, Ledger, PromisedJob
-from tests.support.engines import fingerprint
+from tests.support.engines import RAISING, fingerprint
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 CLIENTS = 8
 PAUSE_SECONDS = 0.3
@@ -46,7 +48,19 @@ class Pictured:
 def new_picture(dice: random.Random) -> Pictured:
     """Noise: 7 KB, and one in 40 with 100 KB, which is decoded as it is."""
     side = 180 if dice.random() < 1 / 40 else 48
-    pixels = np.frombuffer(dice.randbytes(side * side * 3), dtype=np.uint8).reshape(side, side, 3)
+    return _pictured(_noise(dice, side))
+
+
+def new_refused_picture(dice: random.Random) -> Pictured:
+    """At which the engine raises."""
+    return _pictured(_noise(dice, 48) // 16 + np.array(RAISING, dtype=np.uint8) // 16 * 15)
+
+
+def _noise(dice: random.Random, side: int) -> Pixels:
+    return np.frombuffer(dice.randbytes(side * side * 3), dtype=np.uint8).reshape(side, side, 3)
+
+
+def _pictured(pixels: Pixels) -> Pictured:
     written = io.BytesIO()
     Image.fromarray(pixels).save(written, "PNG", compress_level=1)
     content = written.getvalue()
@@ -75,6 +89,8 @@ class Client:
         self._jobs: list[PromisedJob] = []
         self._once: deque[PromisedJob] = deque(maxlen=20)
         """Jobs on files that are never deleted, not rerun yet."""
+        self._refused: deque[PromisedJob] = deque(maxlen=20)
+        """Jobs whose last input the engine refuses, not rerun yet."""
         self._sent: deque[tuple[dict[str, Any], list[str]]] = deque(maxlen=20)
         self.closed = threading.Event()
         """Set: it gives up what is not answered."""
@@ -92,6 +108,8 @@ class Client:
             (self.cancel, 2),
             (self.rerun, 2),
             (self.retry, 1),
+            (self.fail, 2),
+            (self.rerun_failed, 2),
             (self.purge, 2),
             (self.pin, 1),
             (self.shorten, 2),
@@ -163,7 +181,8 @@ class Client:
             self._unexpected(answer, request)
             return None
         fingerprints = [file.fingerprint for file in inputs]
-        return self._promise_job(answer, request, fingerprints, may_expire="expires_in" in body)
+        endings = ("succeeded", "expired") if "expires_in" in body else ("succeeded",)
+        return self._promise_job(answer, request, fingerprints, endings=endings)
 
     def delete(self) -> None:
         held = [file for file in self._files if file.deletion is Deletion.NONE]
@@ -281,6 +300,60 @@ class Client:
         if answer is not None and (answer.status_code, answer.json()["code"]) != (409, "nothing_to_rerun"):
             self._ledger.broken("wrong", f"{path}: {answer.status_code} {answer.text}")
 
+    def fail(self) -> None:
+        """A job with an input that succeeds and one that does not."""
+        pictures = [self._picture(), new_refused_picture(self._dice)]
+        request = self._predict(pictures, self._dice.choice((0, 3)))
+        answer = self._until_answered(**request)
+        if answer is None:
+            return
+        if answer.is_success:
+            fingerprints = [picture.fingerprint for picture in pictures]
+            self._refused.append(self._promise_job(answer, request, fingerprints, endings=("failed",)))
+        else:
+            self._unexpected(answer, request)
+
+    def rerun_failed(self) -> None:
+        """The input that failed, and it alone; by its job or, as an operator does it, by what failed how."""
+        if not self._refused:
+            return
+        job = self._refused[0]
+        if seen := self._until_answered(method="GET", path=f"/v1/jobs/{job.id}", headers={}):
+            self._saw(job, seen)
+        if job.ended is None:
+            return
+        self._refused.popleft()
+        if job.ended == "failed":
+            self._dice.choice((self._rerun_failed, self._retry_failed))(job)
+
+    def _rerun_failed(self, job: PromisedJob) -> None:
+        path = f"/v1/jobs/{job.id}/rerun?only=failed"
+        request: dict[str, Any] = {"method": "POST", "path": path, "headers": self._operation()}
+        answer = self._until_answered(**request)
+        if answer is None:
+            return
+        if answer.is_success:
+            self._promise_job(answer, request, job.fingerprints[-1:], operation=job.operation, endings=("failed",))
+        else:
+            self._unexpected(answer, request)
+
+    def _retry_failed(self, job: PromisedJob) -> None:
+        body = {"error_code": "inference_failed", "metadata": {"operation": job.operation}}
+        request: dict[str, Any] = {"method": "POST", "path": "/v1/jobs/retry", "headers": self._operation()}
+        answer = self._until_answered(**request, json=body)
+        if answer is None:
+            return
+        if not answer.is_success:
+            self._unexpected(answer, request)
+            return
+        retried = answer.json()["jobs"]
+        if [(each["job"], each["failed"], each["error"]) for each in retried] != [(job.id, 1, None)]:
+            self._ledger.broken("wrong", f"a retry of job {job.id}, one of whose inputs failed: {answer.text}")
+            return
+        rerun = PromisedJob(retried[0]["rerun"], self._key, job.operation, job.fingerprints[-1:], {"failed"})
+        self._jobs.append(rerun)
+        self._ledger.promised(rerun)
+
     def send_again(self) -> None:
         """What was acknowledged already, as if the answer had been lost: nothing is done twice."""
         if not self._sent:
@@ -357,12 +430,11 @@ class Client:
         fingerprints: list[dict[str, Any]],
         *,
         operation: str | None = None,
-        may_expire: bool = False,
+        endings: Sequence[str] = ("succeeded",),
     ) -> PromisedJob:
         """`operation`: that of the job that this one reruns."""
-        endings = {"succeeded", "expired"} if may_expire else {"succeeded"}
         operation = operation or request["headers"]["Idempotency-Key"]
-        job = PromisedJob(answer.json()["id"], self._key, operation, fingerprints, endings)
+        job = PromisedJob(answer.json()["id"], self._key, operation, fingerprints, set(endings))
         self._saw(job, answer)
         self._jobs.append(job)
         self._ledger.promised(job)

@@ -70,7 +70,7 @@ def _clients(site: Site, ledger: Ledger, seed: str) -> Iterator[Client]:
     """The first one is alone in waiting for what recovers."""
     commons: deque[Pictured] = deque(maxlen=20)
     for number in range(CLIENTS + 1):
-        key = site.service.new_key()
+        key = site.service.new_key("admin")
         yield Client(f"client-{number}", key, site.broker_urls, ledger, seed, commons)
 
 

@@ -31,20 +31,33 @@ spec:
       app.kubernetes.io/component: {{ .name }}
   template:
     metadata:
-      {{- include "wharfinger.podMetadata" (list $ .name dict) | nindent 6 }}
+      # Nothing that changes with the chart or its settings: an upgrade leaves the database alone.
+      labels:
+        {{- include "wharfinger.selector" $ | nindent 8 }}
+        app.kubernetes.io/component: {{ .name }}
+        app.kubernetes.io/part-of: wharfinger
+        {{- with $.Values.podLabels }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- with $.Values.podAnnotations }}
+      annotations:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
     spec:
       automountServiceAccountToken: false
       enableServiceLinks: false
+      {{- include "wharfinger.pullSecrets" $ | indent 6 }}
       terminationGracePeriodSeconds: 60
       securityContext:
-        {{- $context := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") }}
-        {{- if not ($.Capabilities.APIVersions.Has "security.openshift.io/v1") }}
+        {{- $context := include "wharfinger.restricted" $ | fromYaml }}
+        {{- if and .values.podSecurityContext (not ($.Capabilities.APIVersions.Has "security.openshift.io/v1")) }}
         {{- $context = mergeOverwrite $context (deepCopy .values.podSecurityContext) }}
         {{- end }}
         {{- toYaml $context | nindent 8 }}
       containers:
         - name: {{ .name }}
           image: {{ .values.image }}
+          imagePullPolicy: {{ $.Values.image.pullPolicy }}
           {{- with .args }}
           args:
             {{- toYaml . | nindent 12 }}
