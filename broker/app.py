@@ -6,6 +6,7 @@ import swagger_ui_bundle
 from fastapi import FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from broker import headers, problems
 from broker.routes import audit, cluster, files, health, jobs, keys, models, pools, reruns, tenant
@@ -29,7 +30,7 @@ def build_app(service: Service) -> FastAPI:
     for noun in (files, jobs, reruns, models, pools, cluster, keys, tenant, audit, health):
         app.include_router(noun.router)
     problems.install(app)
-    app.mount("/docs/assets", StaticFiles(directory=SWAGGER_UI))
+    app.mount("/docs/assets", _WholeFiles(directory=SWAGGER_UI))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -44,6 +45,14 @@ def build_app(service: Service) -> FastAPI:
     app.add_middleware(RequestTracing, metrics=service.metrics)
     _describe(app)
     return app
+
+
+class _WholeFiles(StaticFiles):
+    """Ignores `Range`, as a server may (RFC 9110, 14.2): what cannot be read of it would be refused in plain text."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 def _describe(app: FastAPI) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.kubernetes import COMPONENT, INSTANCE, OURS, POOL, Kubernetes, KubernetesError, Object
-from custody.wire import Cluster, ClusterPod, ClusterPool, Pool, PoolState, Relay
+from custody.wire import Cluster, ClusterPod, ClusterPool, Pool, PoolState, Relay, Worker
 
 GPU = "nvidia.com/gpu"
 GOOD_SECONDS = 2.0
@@ -113,13 +113,14 @@ def _from_heartbeats(pools: Sequence[Pool], relays: Sequence[Relay], notice: str
         source="heartbeats",
         notice=notice,
         namespace=None,
-        pools=[
-            _pool(pool, None, [ClusterPod(name=each.name, seen_at=each.seen_at) for each in pool.workers])
-            for pool in pools
-        ],
+        pools=[_pool(pool, None, [_by_heartbeat(worker) for worker in pool.workers]) for pool in pools],
         brokers=[],
-        relays=[ClusterPod(name=each.name, seen_at=each.seen_at) for each in relays],
+        relays=[_by_heartbeat(relay) for relay in relays],
     )
+
+
+def _by_heartbeat(process: Worker | Relay) -> ClusterPod:
+    return ClusterPod(name=process.name, version=process.release, seen_at=process.seen_at)
 
 
 def _unregistered(name: str) -> Pool:

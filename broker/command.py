@@ -59,6 +59,7 @@ async def serve(settings: BrokerSettings) -> None:
                 name="wharf broker",
                 role="wharf_api",
                 size=settings.database_connections,
+                prepares=not settings.is_pooled,
             )
         )
         volume = Volume(settings.volume, instance=settings.instance)

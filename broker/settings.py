@@ -4,12 +4,30 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from custody.settings import PressureSettings, ProcessSettings, RetentionSettings, VolumeSettings
 from custody.wire import MOST_DAYS, MOST_INPUTS
 
 
-class BrokerSettings(PressureSettings, VolumeSettings, RetentionSettings, ProcessSettings):
+class LeavingSettings(BaseSettings):
+    """How a broker goes; whoever is to end it must know how long that takes."""
+
+    model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
+
+    leave_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="After SIGTERM /readyz says so, and requests are taken for so long, until every proxy knows it",
+    )
+    drain_seconds: float = Field(
+        default=25.0,
+        ge=0,
+        description="After SIGTERM and WHARF_LEAVE_SECONDS, time for open requests before they are cut off",
+    )
+
+
+class BrokerSettings(LeavingSettings, PressureSettings, VolumeSettings, RetentionSettings, ProcessSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on")
     metrics_port: int = Field(
@@ -37,16 +55,6 @@ class BrokerSettings(PressureSettings, VolumeSettings, RetentionSettings, Proces
         gt=0,
         lt=2**31,
         description="Inputs of one tenant that may wait for one model before its jobs get 429",
-    )
-    leave_seconds: float = Field(
-        default=0.0,
-        ge=0,
-        description="After SIGTERM /readyz says so, and requests are taken for so long, until every proxy knows it",
-    )
-    drain_seconds: float = Field(
-        default=25.0,
-        ge=0,
-        description="After SIGTERM and WHARF_LEAVE_SECONDS, time for open requests before they are cut off",
     )
     max_wait_seconds: float = Field(default=60.0, ge=0, description="Longest `Prefer: wait` that is granted")
     default_model: str | None = Field(

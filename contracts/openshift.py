@@ -1,7 +1,6 @@
 """OpenShift's Templates, made from the chart's objects, with parameters in place of what these were rendered with."""
 
 import re
-from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -361,9 +360,7 @@ def evaluation_template() -> Manifest:
         elif component not in _REACHED.values() and own not in _REACHED.values():
             continue
         if kind == "Secret":
-            texts = one.get("stringData", {})
-            texts |= {key: b64decode(text).decode() for key, text in one.pop("data", {}).items()}
-            one["stringData"] = {key: _with_parameters(key, text, own) for key, text in texts.items()}
+            one["stringData"] = {key: _with_parameters(key, text, own) for key, text in one["stringData"].items()}
             one["immutable"] = True
         objects.append(one)
     return _template(

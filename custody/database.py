@@ -39,7 +39,7 @@ SEE_AS = "SELECT set_config('wharf.tenant', %s, true)"
 
 OLDEST_POSTGRES = 15
 
-NEEDED_MIGRATION = 14
+NEEDED_MIGRATION = 15
 """The newest migration of this release: processes start on its schema or a newer one, which still suits them."""
 
 ROLES = ("wharf_owner", "wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup")
@@ -52,7 +52,9 @@ class Database:
     `schema/roles.sql` that the login must have, and no other of them (None: any); `size`: most connections held;
     `idle_seconds`: after so long without a word inside a transaction, as of a process that was paused or cut off, the
     server ends it and lets go of its locks; `by_index`: no statement reads a whole table. A queue's tables are empty
-    one minute and large the next, and a plan that was made for the empty one is kept."""
+    one minute and large the next, and a plan that was made for the empty one is kept; `prepares`: statements are
+    prepared when they come again, which a transaction pooler in between would send to other sessions than their
+    executions."""
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class Database:
         size: int = 16,
         idle_seconds: float = 30.0,
         by_index: bool = False,
+        prepares: bool = True,
     ) -> None:
         self._url = url
         self._role = role
@@ -72,7 +75,12 @@ class Database:
         self._pool = AsyncConnectionPool[Transaction](
             url,
             # Transactions are begun by a statement of ours.
-            kwargs={"row_factory": dict_row, "application_name": name, "autocommit": True},
+            kwargs={
+                "row_factory": dict_row,
+                "application_name": name,
+                "autocommit": True,
+                **({} if prepares else {"prepare_threshold": None}),
+            },
             min_size=1,
             max_size=size,
             configure=_plan_by_index if by_index else None,

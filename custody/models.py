@@ -122,6 +122,15 @@ def install(source: Path, volume: Path, *, name: str | None = None, beside: Sequ
     return ModelFiles(name, digest, str((folder / source.name).relative_to(volume)))
 
 
+def check_bytes(files: ModelFiles, volume: Path) -> None:
+    """Raises `StartError` where the model's bytes on the volume are not those that were registered."""
+    if digest_of(volume / files.path) != files.digest:
+        raise StartError(
+            f"The model {files.name} was changed on the volume: {files.path} has another digest than was registered. "
+            "Put the right bytes back, or remove its folder and register it anew from a file that you trust."
+        )
+
+
 async def register(transaction: Transaction, found: Registration) -> ModelReference:
     """The version of these bytes under this name: the known one, or the next number.
 
@@ -256,16 +265,16 @@ async def list_models(transaction: Transaction, name: str | None = None) -> list
 
 
 async def report_worker(
-    transaction: Transaction, *, worker: str, model: ModelReference, engine: str, slots: int
+    transaction: Transaction, *, worker: str, model: ModelReference, engine: str, slots: int, release: str
 ) -> None:
     """This worker is warm and lives: said at its start and every few seconds."""
     await transaction.execute(
         """
-        INSERT INTO wharf.workers (name, pool, model_version, engine, slots) VALUES (%s, %s, %s, %s, %s)
+        INSERT INTO wharf.workers (name, pool, model_version, engine, slots, release) VALUES (%s, %s, %s, %s, %s, %s)
         ON CONFLICT (name) DO UPDATE SET pool = excluded.pool, model_version = excluded.model_version,
-            engine = excluded.engine, slots = excluded.slots, seen_at = now()
+            engine = excluded.engine, slots = excluded.slots, release = excluded.release, seen_at = now()
         """,
-        [worker, model.name, model.version, engine, slots],
+        [worker, model.name, model.version, engine, slots, release],
     )
 
 

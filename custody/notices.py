@@ -5,6 +5,7 @@ subscribes first, reads then, and reads again every few seconds, so that a lost 
 """
 
 import asyncio
+import secrets
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from uuid import UUID
 import psycopg
 import structlog
 
+from custody.errors import CustodyError
 from custody.wire import Priority
 
 log = structlog.get_logger()
@@ -35,6 +37,28 @@ def tasks_queued(pool: str, priority: Priority) -> str:
 
 POOLS_CHANGED = "pools"
 """A model was registered: there is a pool that relays may not know."""
+
+
+HEARD_SECONDS = 5.0
+"""For a notice that is told to oneself."""
+
+
+async def are_heard(url: str) -> bool:
+    """Whether what one connection tells comes to another. Through a transaction pooler it does not. Raises
+    `CustodyError("database_unavailable")`."""
+    channel = f"wharf_{secrets.token_hex(8)}"
+    try:
+        async with (
+            await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=10) as listening,
+            await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=10) as telling,
+        ):
+            await listening.execute(f"LISTEN {channel}".encode())
+            await telling.execute("SELECT pg_notify(%s, '')", [channel])
+            async for _ in listening.notifies(timeout=HEARD_SECONDS, stop_after=1):
+                return True
+    except psycopg.Error as error:
+        raise CustodyError("database_unavailable", f"The database does not answer: {str(error).strip()}") from error
+    return False
 
 
 class Notices:

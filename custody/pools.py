@@ -64,7 +64,7 @@ async def list_pools(transaction: Transaction, count: Count, name: str | None = 
     pools = await found.fetchall()
     found = await transaction.execute(
         """
-        SELECT pool, name, engine, model_version, slots, seen_at FROM wharf.workers
+        SELECT pool, name, engine, model_version, slots, release, seen_at FROM wharf.workers
         WHERE seen_at > now() - make_interval(secs => %s) ORDER BY name
         """,
         [WORKER_SILENT_SECONDS],

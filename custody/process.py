@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import structlog
@@ -19,6 +20,11 @@ log = structlog.get_logger()
 
 END_SECONDS = 10.0
 """For the end of a process that nobody waits for."""
+
+
+def release() -> str:
+    """Of Wharfinger, as this process has it installed."""
+    return version("wharfinger")
 
 
 def run(name: str, kind: type[S], serve: Callable[[S], Coroutine[Any, Any, None]], **given: Any) -> None:

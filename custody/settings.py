@@ -27,7 +27,8 @@ class ProcessSettings(BaseSettings):
     )
     direct_database_url: SecretStr | None = Field(
         default=None,
-        description="The same server without a transaction pooler in between; for LISTEN. WHARF_DATABASE_URL if unset",
+        description="The same server without a transaction pooler in between, for what outlasts a transaction: LISTEN "
+        "and locks. WHARF_DATABASE_URL if unset",
     )
     instance: str = Field(
         default_factory=lambda: re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()),
@@ -41,6 +42,11 @@ class ProcessSettings(BaseSettings):
     @property
     def listen_url(self) -> str:
         return (self.direct_database_url or self.database_url).get_secret_value()
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether WHARF_DATABASE_URL leads to a transaction pooler."""
+        return self.direct_database_url is not None
 
 
 class VolumeSettings(BaseSettings):

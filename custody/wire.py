@@ -453,6 +453,7 @@ class Worker(Wire):
     engine: str
     model_version: int
     slots: int = Field(description="Pictures at a time")
+    release: str | None = Field(default=None, description="Of Wharfinger; null: one before 0.2.0")
     seen_at: datetime
 
 
@@ -483,7 +484,9 @@ class ClusterPod(Wire):
     restarts: int | None = None
     node: str | None = None
     gpus: int | None = None
-    version: str | None = Field(default=None, description="Its image's tag")
+    version: str | None = Field(
+        default=None, description="Its image's tag; the release that it reports, where `source` is heartbeats"
+    )
     started_at: datetime | None = None
     seen_at: datetime | None = Field(description="Its last heartbeat; brokers have none")
 
@@ -545,6 +548,7 @@ class Relay(Wire):
     seen_at: datetime
     living: bool = Field(description="false: it has been silent for long")
     fault: str | None = Field(description="Why it reaches no queue")
+    release: str | None = Field(default=None, description="Of Wharfinger; null: one before 0.2.0")
 
 
 class HealthDetails(Health):

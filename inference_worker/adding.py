@@ -47,7 +47,7 @@ async def add(source: Path, *, name: str | None, database_url: str, volume: Path
     alone would make it a new version of another model."""
     keep_to_itself()
     wanted = models.checked_name(models.name_of(source.name) if name is None else name)
-    async with Database(database_url, name="wharf models add", role="wharf_worker", size=2) as database:
+    async with Database(database_url, name="wharf models add", role="wharf_worker", size=2, prepares=False) as database:
         async with database.transaction() as transaction:
             await check_volume(transaction, Volume(volume, instance="models-add"))
         with tempfile.TemporaryDirectory(prefix="wharf-models-add-") as folder:

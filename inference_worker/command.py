@@ -20,7 +20,7 @@ from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.models import ModelFiles, Registration
 from custody.notices import POOLS_CHANGED, Notices
-from custody.process import end_within, run
+from custody.process import end_within, release, run
 from custody.reconcile import Reconciler
 from custody.tasks import Tasks
 from custody.transport import Transport
@@ -74,12 +74,14 @@ async def serve(settings: WorkerSettings) -> None:
                 # A worker that is paused inside a transaction keeps its tasks no longer than any other silent one.
                 idle_seconds=settings.lease_seconds,
                 by_index=True,
+                prepares=not settings.is_pooled,
             )
         )
         async with database.transaction() as transaction:
             await check_volume(transaction, Volume(settings.volume, instance=settings.instance))
         await stack.enter_async_context(InstanceLock(settings.listen_url, kind="worker", instance=settings.instance))
         files = await _model_files(database, settings)
+        await asyncio.to_thread(models.check_bytes, files, settings.volume)
         notices = await stack.enter_async_context(Notices(settings.listen_url, name="wharf worker"))
         count = settings.slots or granted_cpus()
         slots = Slots(
@@ -223,6 +225,7 @@ async def _say_alive(
                         model=model,
                         engine=settings.engine,
                         slots=ready,
+                        release=release(),
                     )
         except CustodyError as error:
             log.warning("report_interrupted", code=error.code)

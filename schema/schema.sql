@@ -741,7 +741,8 @@ CREATE TABLE wharf.relays (
     name text NOT NULL,
     fault text,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
-    seen_at timestamp with time zone DEFAULT now() NOT NULL
+    seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    release text
 );
 
 ALTER TABLE wharf.relays OWNER TO wharf_owner;
@@ -806,6 +807,7 @@ CREATE TABLE wharf.workers (
     slots integer NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    release text,
     CONSTRAINT workers_slots_check CHECK ((slots > 0))
 );
 

@@ -28,6 +28,9 @@ from standalone.supervisor import Supervisor
 from wharfinger import discovery
 
 FIRST_TENANT = "default"
+END_SECONDS = 10.0
+"""More than each process gives itself after its drain."""
+
 ROLES = ("wharf_api", "wharf_worker", "wharf_cleanup")
 """Those that its processes log in as."""
 
@@ -138,8 +141,9 @@ class OneMachine:
             "WHARF_DEFAULT_MODEL": name_of(self._settings.model),
             "WHARF_READY_NEEDS_WORKER": "true",
         }
-        # A fleet's RabbitMQ is none of its: there is no relay here.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WHARF_AMQP_")}
+        # A fleet's RabbitMQ is none of its, there being no relay here; nor is another server, or the owner's login.
+        others = ("WHARF_AMQP_", "WHARF_DIRECT_DATABASE_URL")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         return {"WHARF_HEALTH_PORT": "0", **inherited, **own}
 
     def _program(self, name: str, environment: dict[str, str], *options: str, ready: str | None = None) -> Program:
@@ -150,7 +154,8 @@ class OneMachine:
             write=_print,
             ready=None if ready is None else lambda: self._answers(ready),
             ready_seconds=120,
-            grace_seconds=35,
+            # What a broker takes, the end of the process included; a worker takes no longer.
+            grace_seconds=self._settings.leave_seconds + self._settings.drain_seconds + END_SECONDS,
         )
 
     async def _answers(self, path: str) -> bool:

@@ -74,7 +74,7 @@ def wait(
 
 
 async def _until_registered(url: str, name: str) -> None:
-    async with Database(url, name="wharf models wait", role="wharf_worker", size=1) as database:
+    async with Database(url, name="wharf models wait", role="wharf_worker", size=1, prepares=False) as database:
         for look in count():
             async with database.transaction() as transaction:
                 if await models.newest_path(transaction, name) is not None:

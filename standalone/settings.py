@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import starter_model
+from broker.settings import LeavingSettings
 from wharfinger.discovery import default_data_folder
 
 
-class UpSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
-
+class UpSettings(LeavingSettings):
     data: Path = Field(
         default_factory=default_data_folder,
         description="Folder of `wharf up`: database, volume, first key. If unset, the user's data folder",

@@ -18,7 +18,7 @@ from custody.health import HealthServer, Pulse
 from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.notices import Notices
-from custody.process import END_SECONDS, end_within, run
+from custody.process import END_SECONDS, end_within, release, run
 from custody.reconcile import Reconciler
 from custody.tasks import Tasks
 from custody.transport.connection import Amqp, Login
@@ -51,6 +51,7 @@ async def serve(settings: RelaySettings) -> None:
                 role="wharf_relay",
                 size=8,
                 by_index=True,
+                prepares=not settings.is_pooled,
             )
         )
         await stack.enter_async_context(InstanceLock(settings.listen_url, kind="relay", instance=settings.instance))
@@ -113,7 +114,7 @@ async def _say_alive(database: Database, instance: str, faults: Callable[[], str
     while True:
         try:
             async with database.transaction() as transaction:
-                await relays.report_relay(transaction, instance, faults() or None)
+                await relays.report_relay(transaction, instance, faults() or None, release=release())
         except CustodyError as error:
             log.warning("report_interrupted", code=error.code)
         await asyncio.sleep(SEEN_EVERY_SECONDS)

@@ -25,6 +25,7 @@ from custody.database import Database, Transaction, describe, may_read
 from custody.errors import CustodyError, StartError
 from custody.installation import check_volume, sweep_off
 from custody.models import list_models
+from custody.notices import are_heard
 from custody.pressure import ADVICE as PRESSURE_ADVICE
 from custody.settings import PressureSettings, QueueSettings, load
 from custody.transport.connection import Connection, Login, QueueError
@@ -52,6 +53,7 @@ class SetUp:
     data: Path | None
     database_url: str | None
     volume: Path | None
+    direct_url: str | None = None
 
 
 def doctor(
@@ -127,6 +129,7 @@ def _probe(set_up: SetUp, probe: str) -> Iterator[Finding]:
         yield from _guarded("two pods", (two_pods.write if part == "write" else two_pods.read)(set_up.volume, meeting))
         return
     yield from asyncio.run(_database(replace(set_up, volume=None), role=ROLES[part]))
+    yield from asyncio.run(_notices(set_up))
     yield from asyncio.run(_queue())
     if part == "broker":
         yield from _view()
@@ -158,6 +161,7 @@ def _all(set_up: SetUp, server: str | None) -> list[Finding]:
         *_machine(),
         *_secrets(set_up),
         *asyncio.run(_database(set_up)),
+        *asyncio.run(_notices(set_up)),
         *_guarded("volume", _volume(set_up)),
         *asyncio.run(_queue()),
         *_server(server),
@@ -167,7 +171,9 @@ def _all(set_up: SetUp, server: str | None) -> list[Finding]:
 def _set_up(data: Path | None) -> SetUp:
     if data is None and "WHARF_DATABASE_URL" in os.environ:
         volume = os.environ.get("WHARF_VOLUME")
-        return SetUp(None, os.environ["WHARF_DATABASE_URL"], Path(volume) if volume else None)
+        url = os.environ["WHARF_DATABASE_URL"]
+        direct = os.environ.get("WHARF_DIRECT_DATABASE_URL", url)
+        return SetUp(None, url, Path(volume) if volume else None, direct)
     folder = data or discovery.current_data_folder()
     running = socket_of_running(folder / "postgres")
     return SetUp(folder, url_on(running, "wharf_api", "wharf") if running else None, folder / "volume")
@@ -201,12 +207,32 @@ async def _database(set_up: SetUp, *, role: str | None = None) -> list[Finding]:
     if set_up.database_url is None:
         return [Finding("database", "fault", f"no service runs in {set_up.data}", "Start it with `wharf up`.")]
     try:
-        async with Database(set_up.database_url, name="wharf doctor", role=role, size=1) as database:
+        async with Database(set_up.database_url, name="wharf doctor", role=role, size=1, prepares=False) as database:
             return await _look_inside(database, set_up.volume)
     except StartError as error:
         return [Finding("database", "fault", *_first_line_and_rest(str(error)))]
     except CustodyError as error:
         return [Finding("database", "fault", error.detail)]
+
+
+async def _notices(set_up: SetUp) -> list[Finding]:
+    """Whether a process hears of what another has done: by way of a pooler it would find out seconds later."""
+    if set_up.direct_url is None:
+        return []
+    try:
+        heard = await are_heard(set_up.direct_url)
+    except CustodyError as error:
+        return [Finding("notices", "fault", error.detail)]
+    if heard:
+        return [Finding("notices", "ok", "what one connection tells the database, another hears")]
+    return [
+        Finding(
+            "notices",
+            "fault",
+            "what one connection tells the database, no other hears: a transaction pooler is in between",
+            "Set WHARF_DIRECT_DATABASE_URL to the server itself (database.directKeySuffix in the chart's values).",
+        )
+    ]
 
 
 async def _look_inside(database: Database, volume: Path | None) -> list[Finding]:

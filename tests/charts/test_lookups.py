@@ -137,10 +137,13 @@ def template(namespace: Namespace, folder: Path, values: dict[str, Any], release
 
 
 def secrets_of(printed: str) -> Secrets:
+    several = [found for found in yaml.safe_load_all(printed) if found and found["kind"] == "Secret"]
     return {
-        found["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in found["data"].items()}
-        for found in yaml.safe_load_all(printed)
-        if found and found["kind"] == "Secret"
+        found["metadata"]["name"]: {
+            **{key: base64.b64decode(value).decode() for key, value in found.get("data", {}).items()},
+            **found.get("stringData", {}),
+        }
+        for found in several
     }
 
 
@@ -176,6 +179,7 @@ FOUND: Secrets = {"db": dict.fromkeys(DATABASE_KEYS, "u"), "mq": dict.fromkeys(Q
         ({**FOUND, "db": {"owner-url": "u"}}, {}, "The Secret db has no key api-url"),
         (FOUND, {"database": {"existingSecret": "db", "caSecret": "ca"}}, None),
         (FOUND, {"database": {"existingSecret": "db", "kedaUrlKey": "keda-url"}}, "no key keda-url"),
+        (FOUND, {"database": {"existingSecret": "db", "directKeySuffix": "-direct"}}, "no key owner-url-direct"),
         (FOUND, {"adminKey": {"existingSecret": "admin"}}, "adminKey.existingSecret"),
         (FOUND, {"image": {"pullSecrets": ["pull"]}}, "image.pullSecrets"),
         (FOUND, {"storage": {"existingClaim": "files"}}, None),

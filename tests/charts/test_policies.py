@@ -378,12 +378,12 @@ def test_a_drained_node_s_cleanup_is_begun_again_and_one_that_has_ended_is_not()
 
 
 def test_each_process_is_told_of_a_url_past_the_pooler() -> None:
-    keys = {"broker": "api", "relay": "relay", "worker": "worker", "cleanup": "cleanup", "verify": "cleanup"}
     for each in pods("everything"):
-        if each.component in keys:
-            given = each.environment(each.spec["containers"][0], objects("everything"))
-            wanted = {"name": "db", "key": f"direct-{keys[each.component]}-url"}
-            assert given["WHARF_DIRECT_DATABASE_URL"] == {"secretKeyRef": wanted}
+        for container in each.containers:
+            given = each.environment(container, objects("everything"))
+            if "WHARF_DATABASE_URL" in given:
+                pooled, direct = (given[f"WHARF_{way}DATABASE_URL"]["secretKeyRef"] for way in ("", "DIRECT_"))
+                assert direct == {**pooled, "key": f"{pooled['key']}-direct"}
     assert "WHARF_DIRECT_DATABASE_URL" not in str(objects("external"))
 
 

@@ -27,7 +27,7 @@ PROCESSES: dict[str, tuple[type[BaseSettings], ...]] = {
     "migrate": (MigrateSettings,),
     "models": (AddSettings, ReachSettings),
 }
-ANYWHERE = {"WHARF_INSTANCE"}
+ANYWHERE = {"WHARF_INSTANCE", "WHARF_DIRECT_DATABASE_URL"}
 """Given to all alike, and not asked for by each."""
 CLIENT = {"WHARF_URL", "WHARF_API_KEY"}
 """What the SDK reads, of which the test's pod is one user."""
@@ -102,3 +102,17 @@ def test_a_value_without_a_description_is_not_forgotten() -> None:
         ("a", {"b": 1}, "All"),
         ("c.d", [1], "One, and more"),
     ]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_with_a_pooler_each_process_is_told_of_the_server_behind_it(name: str) -> None:
+    for pods in ours(name):
+        for container in pods.containers:
+            given = pods.environment(container, objects(name))
+            if "WHARF_DATABASE_URL" in given:
+                key = given["WHARF_DATABASE_URL"]["secretKeyRef"]["key"]
+                direct = given.get("WHARF_DIRECT_DATABASE_URL", {}).get("secretKeyRef", {}).get("key")
+                assert direct == (f"{key}-direct" if name == "everything" else None)
+    if name == "everything":
+        [policy] = [each for each in objects(name) if each["metadata"]["name"].endswith("-to-database")]
+        assert [port["port"] for port in policy["spec"]["egress"][0]["ports"]] == [6432, 5432]

@@ -185,6 +185,13 @@ def test_the_openapi_document_is_the_one_in_the_repository_and_is_whole(up: Serv
         assert http.get(asset).status_code == 200
 
 
+@pytest.mark.parametrize("wanted", ["bytes=0-9", "bytes=9-0", "bytes=99999999-", "bytes", "lines=1-2", "bytes=a-b"])
+def test_assets_come_whole_whatever_part_is_asked_for(http: httpx.Client, wanted: str) -> None:
+    answer = http.get("/docs/assets/swagger-ui.css", headers={"Range": wanted})
+    assert (answer.status_code, "Content-Range" in answer.headers) == (200, False)
+    assert len(answer.content) > 100_000
+
+
 def test_wrong_addresses_and_methods_are_problems_too(http: httpx.Client) -> None:
     assert_problem(http.get("/v1/nothing"), 404, "not_found")
     assert_problem(http.get("/v1/files/"), 404, "not_found")

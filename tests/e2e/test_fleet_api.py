@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
@@ -231,7 +232,7 @@ def test_pools_tell_what_waits_and_who_works(http: httpx.Client, unserved: str, 
     assert set(found[unserved]) == set(Pool.model_fields)
     assert (found[unserved]["state"], found[unserved]["waiting"], found[unserved]["workers"]) == ("active", 1, [])
     [worker] = found["digits"]["workers"]
-    assert (worker["name"], worker["model_version"]) == ("hazard", 1)
+    assert (worker["name"], worker["model_version"], worker["release"]) == ("hazard", 1, version("wharfinger"))
 
 
 def test_python_stops_pools_retires_models_and_sets_deadlines(service: Service, unserved: str, page: bytes) -> None:

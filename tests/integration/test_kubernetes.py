@@ -26,7 +26,7 @@ OPERATE = {
     ("list", "pods"), ("get", "pods/log"), ("list", "events"),
 }  # fmt: skip
 NOW = datetime(2026, 11, 30, 8, tzinfo=UTC)
-RELAY = Relay(name="wharf-relay-1", started_at=NOW, seen_at=NOW, living=True, fault=None)
+RELAY = Relay(name="wharf-relay-1", started_at=NOW, seen_at=NOW, living=True, fault=None, release="0.1.9")
 
 
 @pytest.fixture
@@ -56,7 +56,9 @@ def see(kubeconfig: Path | None, *pools: Pool, instance: str = "elsewhere") -> C
 
 
 def pool(name: str, *workers: str) -> Pool:
-    living = [Worker(name=each, engine="openvino", model_version=1, slots=1, seen_at=NOW) for each in workers]
+    living = [
+        Worker(name=each, engine="openvino", model_version=1, slots=1, release="0.2.0", seen_at=NOW) for each in workers
+    ]
     return Pool(name=name, state=PoolState.ACTIVE, waiting=7, running=2, workers=living)
 
 
@@ -125,6 +127,8 @@ def test_without_rights_the_heartbeats_are_shown_and_why(api: KubernetesApi, tmp
     assert (shown.waiting, shown.desired_replicas) == (7, None)
     assert [(each.name, each.seen_at, each.restarts) for each in shown.pods] == [("w-1", NOW, None)]
     assert [each.seen_at for each in seen.relays] == [NOW]
+    # In the middle of an upgrade both are seen.
+    assert [each.version for each in (*shown.pods, *seen.relays)] == ["0.2.0", "0.1.9"]
 
 
 def test_with_rights_on_pods_alone_only_the_replicas_are_missing(api: KubernetesApi, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ async def test_a_listed_model_tells_its_versions_and_its_living_workers(domain, 
 
     async def report(worker: str, model: ModelReference) -> None:
         async with domain.worker.transaction() as transaction:
-            await models.report_worker(transaction, worker=worker, model=model, engine="openvino", slots=2)
+            await models.report_worker(transaction, worker=worker, model=model, engine="openvino", slots=2, release="1")
 
     async def listed(name: str | None = None):
         async with domain.api.transaction(acme) as transaction:
@@ -209,6 +209,17 @@ def test_a_model_that_is_a_folder_is_copied_whole_and_known_by_all_its_files(tmp
     assert (tmp_path / "volume" / first.path / "more" / "model.bin").read_bytes() == b"weights"
     (source / "more" / "model.bin").write_bytes(b"other weights")
     assert models.install(source, tmp_path / "volume").digest != first.digest
+
+
+def test_a_model_that_was_changed_on_the_volume_is_not_served(tmp_path):
+    (tmp_path / "digits.xml").write_bytes(b"<net/>")
+    (tmp_path / "digits.bin").write_bytes(b"weights")
+    volume = tmp_path / "volume"
+    files = models.install(tmp_path / "digits.xml", volume)
+    models.check_bytes(files, volume)
+    (volume / files.path).with_suffix(".bin").write_bytes(b"others")
+    with pytest.raises(StartError, match=r"digits was changed on the volume: models/digits/\w+/digits\.xml"):
+        models.check_bytes(files, volume)
 
 
 def test_what_goes_beside_a_model_does_not_count_in_its_digest(tmp_path):

@@ -304,6 +304,54 @@ def test_a_worker_may_not(furnished, statement):
         furnished.run("wharf_worker", None, statement)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT id FROM wharf.files",
+        "SELECT id FROM wharf.api_keys",
+        "SELECT id FROM wharf.tenants",
+        "SELECT sha256 FROM wharf.blobs",
+        "SELECT detections FROM wharf.results",
+        "INSERT INTO wharf.results (task_id) VALUES (gen_random_uuid())",
+        "INSERT INTO wharf.tasks (id) VALUES (gen_random_uuid())",
+        "INSERT INTO wharf.jobs (id) VALUES (gen_random_uuid())",
+        "UPDATE wharf.tasks SET sha256 = sha256('x')",
+        "UPDATE wharf.tasks SET attempt = 0",
+        "DELETE FROM wharf.tasks",
+        "SELECT wharf.report_corrupt(gen_random_uuid(), 1)",
+        "SELECT wharf.set_pool_state('digits', 'paused')",
+        "UPDATE wharf.pools SET state = 'paused'",
+        "SET ROLE wharf_owner",
+    ],
+)
+def test_a_relay_may_not(furnished, statement):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        furnished.run("wharf_relay", None, statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT filename FROM wharf.files",
+        "SELECT filename FROM wharf.tasks",
+        "SELECT metadata FROM wharf.jobs",
+        "SELECT detections FROM wharf.results",
+        "SELECT id FROM wharf.api_keys",
+        "INSERT INTO wharf.files (id) VALUES (gen_random_uuid())",
+        "UPDATE wharf.files SET sha256 = sha256('x')",
+        "UPDATE wharf.results SET detections = '[]'",
+        "DELETE FROM wharf.audit",
+        "DELETE FROM wharf.purges",
+        "DELETE FROM wharf.models",
+        "SELECT wharf.purge(sha256('x'), gen_random_uuid(), interval '1 day')",
+        "SET ROLE wharf_owner",
+    ],
+)
+def test_a_cleanup_may_not(furnished, statement):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        furnished.run("wharf_cleanup", None, statement)
+
+
 async def test_a_worker_stores_no_result_under_another_tenant_than_its_tasks(domain, acme, globex):
     await domain.submit(acme)
     [claim] = await domain.claim()

@@ -149,7 +149,12 @@ async def _opened(settings: CleanupSettings) -> AsyncIterator[tuple[Database, Vo
     # No broker's name has a dot: what the one leaves in progress is never taken for the other's.
     volume = Volume(settings.volume, instance=f"cleanup.{settings.instance}")
     async with Database(
-        settings.database_url.get_secret_value(), name="wharf cleanup", role="wharf_cleanup", size=2, by_index=True
+        settings.database_url.get_secret_value(),
+        name="wharf cleanup",
+        role="wharf_cleanup",
+        size=2,
+        by_index=True,
+        prepares=not settings.is_pooled,
     ) as database:
         async with database.transaction() as transaction:
             await installation.check_volume(transaction, volume)

@@ -62,11 +62,12 @@ def migrate(
     configure_logging(process="migrate", format="text", level="warning")
     try:
         settings = load(MigrateSettings)
-        url = settings.database_url.get_secret_value()
+        url = settings.owner_url
         volume = Volume(settings.volume, instance="migrate") if settings.volume else None
         told = "The database is up to date." + (f" The volume {volume.root} is ready." if volume else "")
         if wait:
-            asyncio.run(wait_until_migrated(url, WAIT_SECONDS if seconds is None else seconds, volume))
+            any_url = settings.database_url.get_secret_value()
+            asyncio.run(wait_until_migrated(any_url, WAIT_SECONDS if seconds is None else seconds, volume))
             typer.echo(told)
             return
         applied = asyncio.run(bring_up(url, volume))

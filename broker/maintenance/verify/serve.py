@@ -159,7 +159,9 @@ def _on_signal(act: Callable[[], None]) -> None:
 async def _opened(settings: VerifySettings) -> AsyncIterator[tuple[Database, Volume]]:
     volume = Volume(settings.volume, instance=settings.instance, threads=settings.verify_threads)
     url = settings.database_url.get_secret_value()
-    async with Database(url, name="wharf verify", role="wharf_cleanup", size=4, by_index=True) as database:
+    async with Database(
+        url, name="wharf verify", role="wharf_cleanup", size=4, by_index=True, prepares=not settings.is_pooled
+    ) as database:
         async with database.transaction() as transaction:
             await installation.check_volume(transaction, volume)
         yield database, volume

@@ -117,8 +117,21 @@ annotations:
 
 {{/* What the cluster's Secret of that name holds already, and the rest as it is made now; (list $ name made) */}}
 {{- define "wharfinger.kept" -}}
-{{- $former := lookup "v1" "Secret" (index . 0).Release.Namespace (index . 1) -}}
-{{- mergeOverwrite (deepCopy (index . 2)) (default dict $former.data) | toYaml -}}
+{{- $former := (lookup "v1" "Secret" (index . 0).Release.Namespace (index . 1)).data | default dict -}}
+{{- $lacking := dict -}}
+{{- range $key, $value := index . 2 -}}
+{{- if not (hasKey $former $key) -}}
+{{- $_ := set $lacking $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- with $former -}}
+data:
+  {{- toYaml . | nindent 2 }}
+{{ end -}}
+{{- with $lacking -}}
+stringData:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
 {{- end -}}
 
 {{- define "wharfinger.adminKeySecret" -}}
@@ -218,6 +231,13 @@ topologySpreadConstraints:
     secretKeyRef:
       name: {{ include "wharfinger.databaseSecret" $ }}
       key: {{ index . 1 }}
+{{- if and $.Values.database.directKeySuffix (not $.Values.evaluation.enabled) }}
+- name: WHARF_DIRECT_DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "wharfinger.databaseSecret" $ }}
+      key: {{ index . 1 }}{{ $.Values.database.directKeySuffix }}
+{{- end }}
 {{- if $.Values.database.caSecret }}
 - name: PGSSLROOTCERT
   value: /etc/wharf/database/ca.crt
@@ -227,18 +247,6 @@ topologySpreadConstraints:
 {{- range $name, $value := index . 2 }}
 - name: WHARF_{{ $name }}
   value: {{ include "wharfinger.setting" $value | quote }}
-{{- end }}
-{{- end -}}
-
-{{/* (list $ url-key) */}}
-{{- define "wharfinger.directEnv" -}}
-{{- $ := index . 0 -}}
-{{- if index . 1 }}
-- name: WHARF_DIRECT_DATABASE_URL
-  valueFrom:
-    secretKeyRef:
-      name: {{ include "wharfinger.databaseSecret" $ }}
-      key: {{ index . 1 }}
 {{- end }}
 {{- end -}}
 
