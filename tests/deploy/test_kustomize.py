@@ -186,8 +186,8 @@ def test_no_container_asks_for_more_than_it_may_have(built: dict[str, dict[tuple
 
 
 def test_dev_fits_on_a_node_of_two_cpus(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:
-    """With what a small cluster's own pods ask for. A pod asks for what the greediest of its containers does, which start
-    one after the other."""
+    """Beside what a small cluster's own pods ask for. A pod asks for what the greediest of its containers does, which
+    start one after the other."""
     asked = {}
     for (kind, name), one in built["dev"].items():
         if kind in ("Deployment", "StatefulSet", "Job"):
