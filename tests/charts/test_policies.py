@@ -472,3 +472,20 @@ def test_a_release_s_name_may_have_dots() -> None:
     names = {o["metadata"]["name"] for o in yaml.safe_load_all(ended.stdout) if o}
     assert "wharf-v2-wharfinger" in names
     assert not any("." in name for name in names)
+
+
+def test_what_a_pool_says_itself_wins_be_it_nothing() -> None:
+    defaults = {
+        "autoscaling": {"enabled": True},
+        "tolerations": [{"key": "a", "operator": "Exists"}],
+        "gpus": 1,
+        "nodeSelector": {"gpu": "yes"},
+    }
+    own = {"name": "a", "replicas": 0, "autoscaling": {"enabled": False}, "tolerations": [], "gpus": 0}
+    found = rendered(QUEUED | {"poolDefaults": defaults, "pools": [own]})
+    assert not any(o["kind"] == "ScaledObject" for o in found)
+    [worker] = [each for each in pods_of(found) if each.component == "worker"]
+    assert worker.owner["spec"]["replicas"] == 0
+    assert "tolerations" not in worker.spec
+    assert "nvidia.com/gpu" not in worker.spec["containers"][0]["resources"]["limits"]
+    assert worker.spec["nodeSelector"] == {"gpu": "yes"}
