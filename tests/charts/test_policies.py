@@ -501,3 +501,20 @@ def test_each_process_is_given_its_own_logins_and_no_other() -> None:
         assert mounted == ({"wharf-wharfinger-admin-key"} if each.component == "migrate" else set())
         seen.add(each.component)
     assert seen == LOGINS.keys()
+
+
+def test_what_a_pool_says_itself_wins_be_it_nothing() -> None:
+    defaults = {
+        "autoscaling": {"enabled": True},
+        "tolerations": [{"key": "a", "operator": "Exists"}],
+        "gpus": 1,
+        "nodeSelector": {"gpu": "yes"},
+    }
+    own = {"name": "a", "replicas": 0, "autoscaling": {"enabled": False}, "tolerations": [], "gpus": 0}
+    found = rendered(QUEUED | {"poolDefaults": defaults, "pools": [own]})
+    assert not any(o["kind"] == "ScaledObject" for o in found)
+    [worker] = [each for each in pods_of(found) if each.component == "worker"]
+    assert worker.owner["spec"]["replicas"] == 0
+    assert "tolerations" not in worker.spec
+    assert "nvidia.com/gpu" not in worker.spec["containers"][0]["resources"]["limits"]
+    assert worker.spec["nodeSelector"] == {"gpu": "yes"}
