@@ -114,9 +114,10 @@ def test_an_option_of_kubectl_is_there(commands: list[list[str]]) -> None:
         own = words[1 : words.index("--")] if "--" in words else words[1:]
         own = own[2:] if own[0] in ("-n", "--namespace") else own
         names = [word for word in own if WORD.fullmatch(word)]
-        nested = names[:2] if names[0] in ("create", "rollout", "config", "auth") else names[:1]
-        if nested == ["create", "secret"]:
-            nested.append("generic")
+        deep = (
+            3 if names[:2] == ["create", "secret"] else 2 if names[0] in ("create", "rollout", "config", "auth") else 1
+        )
+        nested = names[:deep]
         options = {word.partition("=")[0] for word in own if word.startswith("-") and word not in ("-", "--")}
         assert options <= kubectl_options(*nested), " ".join(words)
 

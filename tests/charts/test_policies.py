@@ -363,6 +363,12 @@ def test_a_migration_is_tried_again_for_hours_and_never_cut_short() -> None:
     assert "activeDeadlineSeconds" not in job["spec"]
 
 
+def test_the_migration_of_a_release_that_was_rolled_back_to_ends_well() -> None:
+    """helm starts it anew, and finds the database ahead."""
+    [job] = of_kind("external", "Job")
+    assert "--allow-newer" in job["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
 def test_a_drained_node_s_cleanup_is_begun_again_and_one_that_has_ended_is_not() -> None:
     for job in of_kind("external", "CronJob"):
         spec = job["spec"]["jobTemplate"]["spec"]
@@ -466,3 +472,49 @@ def test_a_release_s_name_may_have_dots() -> None:
     names = {o["metadata"]["name"] for o in yaml.safe_load_all(ended.stdout) if o}
     assert "wharf-v2-wharfinger" in names
     assert not any("." in name for name in names)
+
+
+LOGINS = {
+    "broker": {("db", "api-url")},
+    "relay": {("db", "relay-url"), ("mq", "relay-url")},
+    "worker": {("db", "worker-url"), ("mq", "worker-url")},
+    "cleanup": {("db", "cleanup-url")},
+    "verify": {("db", "cleanup-url")},
+    "migrate": {("db", "owner-url")},
+    "test": set(),
+}
+
+
+def test_each_process_is_given_its_own_logins_and_no_other() -> None:
+    """docs/security.md counts on it: a pod that is taken over has no more than these."""
+    seen = set()
+    for each in pods("external"):
+        given = {
+            (reference["name"], reference["key"])
+            for container in each.containers
+            for variable in container["env"]
+            if (reference := variable.get("valueFrom", {}).get("secretKeyRef"))
+        }
+        assert given - {("wharf-wharfinger-admin-key", "api-key")} == LOGINS[each.component]
+        assert (("wharf-wharfinger-admin-key", "api-key") in given) == (each.component == "test")
+        mounted = {volume["secret"]["secretName"] for volume in each.spec["volumes"] if "secret" in volume}
+        assert mounted == ({"wharf-wharfinger-admin-key"} if each.component == "migrate" else set())
+        seen.add(each.component)
+    assert seen == LOGINS.keys()
+
+
+def test_what_a_pool_says_itself_wins_be_it_nothing() -> None:
+    defaults = {
+        "autoscaling": {"enabled": True},
+        "tolerations": [{"key": "a", "operator": "Exists"}],
+        "gpus": 1,
+        "nodeSelector": {"gpu": "yes"},
+    }
+    own = {"name": "a", "replicas": 0, "autoscaling": {"enabled": False}, "tolerations": [], "gpus": 0}
+    found = rendered(QUEUED | {"poolDefaults": defaults, "pools": [own]})
+    assert not any(o["kind"] == "ScaledObject" for o in found)
+    [worker] = [each for each in pods_of(found) if each.component == "worker"]
+    assert worker.owner["spec"]["replicas"] == 0
+    assert "tolerations" not in worker.spec
+    assert "nvidia.com/gpu" not in worker.spec["containers"][0]["resources"]["limits"]
+    assert worker.spec["nodeSelector"] == {"gpu": "yes"}

@@ -1,5 +1,7 @@
 """What KEDA asks PostgreSQL, as a worker's login."""
 
+from typing import Any
+
 import psycopg
 
 from custody.database import Database
@@ -15,7 +17,7 @@ async def test_keda_s_question_counts_what_waits_unless_the_pool_is_paused(
     tenant = domain.add_tenant("acme")
     await domain.submit(tenant, inputs=3)
     await domain.submit(tenant, inputs=2, pool="another")
-    values = QUEUED | {"pools": [{"name": "a", "model": POOL, "autoscaling": {"enabled": True}}]}
+    values: dict[str, Any] = QUEUED | {"pools": [{"name": "a", "model": POOL, "autoscaling": {"enabled": True}}]}
     [scaled] = [o for o in rendered(values) if o["kind"] == "ScaledObject"]
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
     with psycopg.connect(installation.url("wharf_worker"), autocommit=True) as worker:
@@ -24,3 +26,8 @@ async def test_keda_s_question_counts_what_waits_unless_the_pool_is_paused(
         assert worker.execute(query).fetchall() == [(0,)]
         domain.rows("UPDATE wharf.pools SET state = 'draining'")
         assert worker.execute(query).fetchall() == [(3,)]
+        # More than keeps the most workers busy is not counted: there may be a million.
+        scaling = {"enabled": True, "maxReplicas": 2, "backlogPerWorker": 1}
+        values["pools"][0]["autoscaling"] = scaling
+        [scaled] = [o for o in rendered(values) if o["kind"] == "ScaledObject"]
+        assert worker.execute(scaled["spec"]["triggers"][0]["metadata"]["query"]).fetchall() == [(2,)]

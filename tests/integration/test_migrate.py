@@ -12,6 +12,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from typer.testing import CliRunner
 
 from broker.maintenance.migrate import migration as maintenance
 from broker.maintenance.migrate.logins import ensure_logins, process_urls
@@ -31,6 +32,7 @@ from custody.ids import new_id
 from custody.volume import Volume
 from standalone.database_cluster import programs_of_the_wheel
 from standalone.postgres import Postgres
+from wharfinger.command import app
 
 pytestmark = pytest.mark.postgres
 
@@ -137,6 +139,19 @@ async def test_a_database_from_the_future_is_refused(fresh, schema):
     (schema / "migrations" / "9000_future.sql").unlink()
     with pytest.raises(StartError, match="Install the newer program"):
         await migrate(fresh, None)
+
+
+def test_a_rollback_is_content_with_a_database_from_the_future(fresh, schema, monkeypatch):
+    (schema / "migrations" / "9000_future.sql").write_text("CREATE TABLE wharf.future ();")
+    asyncio.run(migrate(fresh, None))
+    (schema / "migrations" / "9000_future.sql").unlink()
+    monkeypatch.setenv("WHARF_DATABASE_URL", fresh)
+    for name in ("WHARF_VOLUME", "WHARF_DIRECT_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    refused = CliRunner().invoke(app, ["migrate", "--admit-key", "/none"])
+    assert (refused.exit_code, "ahead of this program" in refused.output) == (1, True)
+    content = CliRunner().invoke(app, ["migrate", "--admit-key", "/none", "--allow-newer"])
+    assert (content.exit_code, "Nothing was done" in content.stdout) == (0, True)
 
 
 async def test_a_migration_that_fails_leaves_nothing_of_itself_and_all_before_it(fresh, schema):

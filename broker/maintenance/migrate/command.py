@@ -9,6 +9,7 @@ import typer
 
 from broker.maintenance.migrate.logins import ensure_logins
 from broker.maintenance.migrate.migration import (
+    NewerSchemaError,
     admit_key,
     first_key,
     read_key,
@@ -51,6 +52,10 @@ def migrate(
             "process's URL will do",
         ),
     ] = False,
+    allow_newer: Annotated[
+        bool,
+        typer.Option("--allow-newer", help="Where a newer release has migrated, do nothing and be content: a rollback"),
+    ] = False,
     seconds: Annotated[float | None, typer.Argument(help="With --wait: how long at most [600]", min=0)] = None,
 ) -> None:
     """Bring the database and the volume up to date. WHARF_DATABASE_URL is the owner's here."""
@@ -82,5 +87,9 @@ def migrate(
         if key_file is not None:
             write_key(key_file, asyncio.run(first_key(url, tenant)))
             typer.echo(f"An admin's key of tenant {tenant} is in {key_file}.")
+    except NewerSchemaError as error:
+        if not allow_newer:
+            sys.exit(f"wharf migrate: {error}")
+        typer.echo("A newer release has migrated, which suits this one too. Nothing was done.")
     except StartError as error:
         sys.exit(f"wharf migrate: {error}")

@@ -44,6 +44,10 @@ CONCURRENT_INDEX = re.compile(
 )
 
 
+class NewerSchemaError(StartError):
+    """A newer release has migrated. Its schema suits the processes of the release before."""
+
+
 @dataclass(frozen=True)
 class Migration:
     version: int
@@ -294,7 +298,7 @@ async def _missing(connection: AsyncConnection[DictRow]) -> list[Migration]:
     applied = {row["version"]: row["checksum"] for row in await found.fetchall()}
     known = _migrations()
     if newer := set(applied) - {migration.version for migration in known}:
-        raise StartError(
+        raise NewerSchemaError(
             f"The database is ahead of this program: it has migration {max(newer)}. Install the newer program; "
             "migrations only go forward."
         )

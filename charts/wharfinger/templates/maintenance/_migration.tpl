@@ -18,6 +18,8 @@ template:
         imagePullPolicy: {{ .Values.image.pullPolicy }}
         args:
           - migrate
+          # helm rollback starts the Job of the release before anew.
+          - --allow-newer
           - --admit-key
           - /etc/wharf/admin/{{ .Values.adminKey.key }}
           {{- if or .Values.database.createLogins .Values.evaluation.enabled }}
