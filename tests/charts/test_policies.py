@@ -490,3 +490,13 @@ def test_what_a_pool_says_itself_wins_be_it_nothing() -> None:
     assert "tolerations" not in worker.spec
     assert "nvidia.com/gpu" not in worker.spec["containers"][0]["resources"]["limits"]
     assert worker.spec["nodeSelector"] == {"gpu": "yes"}
+
+
+@pytest.mark.parametrize("name", ["external", "evaluation"])
+def test_whoever_may_edit_a_namespace_may_install_it(name: str) -> None:
+    """Of Kubernetes' own roles `edit` has these: no kind of the whole cluster, no Role, nothing that an operator adds."""
+    allowed = {
+        "ConfigMap", "CronJob", "Deployment", "Job", "NetworkPolicy", "PersistentVolumeClaim", "Pod",
+        "PodDisruptionBudget", "Secret", "Service", "ServiceAccount", "StatefulSet",
+    }  # fmt: skip
+    assert {found["kind"] for found in objects(name)} <= allowed
