@@ -33,7 +33,7 @@ EVERYWHERE = frozenset({"volume", "instance", "health_host", "health_port", "amq
 CHART_SETS = {
     "broker": EVERYWHERE | {"host", "port", "metrics_port", "leave_seconds", "drain_seconds"},
     "relay": EVERYWHERE,
-    "worker": EVERYWHERE | {"model", "engine", "task_seconds", "drain_seconds"},
+    "worker": EVERYWHERE | {"model", "engine", "start_seconds", "task_seconds", "drain_seconds"},
     "cleanup": EVERYWHERE,
     "verify": EVERYWHERE,
 }

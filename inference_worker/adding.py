@@ -19,7 +19,7 @@ from custody.wire import ModelReference
 from inference_worker.child import handed_on, keep_to_itself
 from inference_worker.cpus import granted_cpus
 from inference_worker.engines import ModelDescription
-from inference_worker.slots import Slots
+from inference_worker.slots import START_SECONDS, Slots
 
 SUMS = "SHA256SUMS"
 """Beside an exported model: what it was exported from, and the digests of its files; `sha256sum --check` reads it."""
@@ -39,7 +39,15 @@ class _Forms:
     beside: Sequence[Path] = ()
 
 
-async def add(source: Path, *, name: str | None, database_url: str, volume: Path, engine: str) -> Added:
+async def add(
+    source: Path,
+    *,
+    name: str | None,
+    database_url: str,
+    volume: Path,
+    engine: str,
+    start_seconds: float = START_SECONDS,
+) -> Added:
     """The version of `source`, an absolute path, under `name` or under its file's name; `engine` is the one that is to
     serve it. A .pt is exported, and its ONNX form is the one that counts.
 
@@ -53,7 +61,7 @@ async def add(source: Path, *, name: str | None, database_url: str, volume: Path
         with tempfile.TemporaryDirectory(prefix="wharf-models-add-") as folder:
             forms = await _export(source, Path(folder)) if source.suffix == ".pt" else _Forms(source)
             digest = models.digest_of(forms.model)
-            description = await _describe(forms.model, source, engine)
+            description = await _describe(forms.model, source, engine, start_seconds)
             if name is None:
                 async with database.transaction() as transaction:
                     known = await models.newest_path(transaction, wanted)
@@ -103,7 +111,7 @@ def _write_sums(target: Path, heading: str) -> None:
     target.write_text("\n".join([heading, *lines, ""]))
 
 
-async def _describe(model: Path, source: Path, engine: str) -> ModelDescription:
+async def _describe(model: Path, source: Path, engine: str, start_seconds: float) -> ModelDescription:
     """What an engine finds out by loading it, in a process of its own: a model may crash it."""
     slot = Slots(
         1,
@@ -115,6 +123,7 @@ async def _describe(model: Path, source: Path, engine: str) -> ModelDescription:
         max_pixels=1,
         read_patience_seconds=0,
         time_limit_seconds=1,
+        start_limit_seconds=start_seconds,
     )
     try:
         return (await slot.start()).model

@@ -94,6 +94,7 @@ async def serve(settings: WorkerSettings) -> None:
             max_pixels=settings.max_pixels,
             read_patience_seconds=settings.read_retry_seconds,
             time_limit_seconds=settings.task_seconds,
+            start_limit_seconds=settings.start_seconds,
         )
         stack.push_async_callback(slots.close)
         ready = await slots.start()
@@ -130,7 +131,7 @@ async def serve(settings: WorkerSettings) -> None:
             *([] if settings.amqp_url else [reconciler.run()]),
             pulse.beat(),
             _say_alive(database, settings, model, usable_slots),
-            _stop_without_slots(slots, stop),
+            _stop_without_slots(slots, stop, seconds=max(SLOTLESS_SECONDS, settings.start_seconds)),
         ):
             task = asyncio.create_task(loop)
             # A worker one of whose loops broke is no worker: it ends, and is started again.
@@ -232,12 +233,12 @@ async def _say_alive(
         await asyncio.sleep(SEEN_EVERY_SECONDS if ready else UNSEEN_SECONDS)
 
 
-async def _stop_without_slots(slots: Slots, stop: asyncio.Event) -> None:
-    """Ends a worker none of whose slots can be started again, so that its tasks go to others."""
+async def _stop_without_slots(slots: Slots, stop: asyncio.Event, *, seconds: float) -> None:
+    """Ends a worker that had no slot for so long, none being able to start, so that its tasks go to others."""
     last_ready = time.monotonic()
-    while time.monotonic() - last_ready < SLOTLESS_SECONDS:
+    while time.monotonic() - last_ready < seconds:
         await asyncio.sleep(1)
         if slots.ready_count:
             last_ready = time.monotonic()
-    log.error("no_slot_can_be_started", seconds=SLOTLESS_SECONDS)
+    log.error("no_slot_can_be_started", seconds=seconds)
     stop.set()

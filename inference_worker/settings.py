@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from custody.settings import ProcessSettings, QueueSettings, TaskSettings, VolumeSettings
+from inference_worker.slots import START_SECONDS
 
 
 class WorkerSettings(VolumeSettings, QueueSettings, TaskSettings, ProcessSettings):
@@ -19,6 +20,9 @@ class WorkerSettings(VolumeSettings, QueueSettings, TaskSettings, ProcessSetting
     )
     slots: int = Field(default=0, ge=0, description="Pictures at once, a process each; 0: as many as CPUs are granted")
     prefetch: int = Field(default=1, ge=0, description="Tasks claimed ahead of each slot")
+    start_seconds: float = Field(
+        default=START_SECONDS, gt=0, description="Longest that a slot may take to load the model and warm up"
+    )
     task_seconds: float = Field(default=30.0, gt=0, description="Longest work on one picture before its slot is killed")
     read_retry_seconds: float = Field(
         default=20.0,

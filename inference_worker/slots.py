@@ -13,6 +13,7 @@ from inference_worker.outcomes import Outcome, Work
 
 log = structlog.get_logger()
 
+START_SECONDS = 120.0
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 """Between two attempts to replace a slot, where the first one failed."""
@@ -34,7 +35,7 @@ class Slots:
         max_pixels: int,
         read_patience_seconds: float,
         time_limit_seconds: float,
-        start_limit_seconds: float = 120.0,
+        start_limit_seconds: float = START_SECONDS,
     ) -> None:
         # -P: the folder that the worker was started in is no place to import from.
         self._command = [sys.executable, "-P", "-m", "inference_worker.slot", "--engine", engine]

@@ -69,7 +69,7 @@ def cleanup(
             arguments = _arguments(dry_run=dry_run, now=now, max_seconds=max_seconds, as_json=as_json)
             _clean_in_cluster(arguments, namespace, release)
             return
-        url, volume = reach("wharf_cleanup", data)
+        url, volume = reach("wharf_cleanup", data, otherwise=" For a service in Kubernetes add --in-cluster.")
         settings = load(CleanupSettings, database_url=url, volume=volume)
         level = settings.log_level if every is not None else "critical"
         configure_logging(process="cleanup", format=settings.log_format, level=level)

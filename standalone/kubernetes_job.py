@@ -78,9 +78,10 @@ def create(kubernetes: Kubernetes, cron_job: Object, template: Object, name: str
     kubernetes.create_job(job)
 
 
-def follow(kubernetes: Kubernetes, job: str, *, show: Say, tell: Say) -> bool:
-    """Shows the lines of the Job's pods until it has ended, and tells why it waits. True: it succeeded. Raises
-    `KubernetesError` where the API refuses, or has not answered for `PATIENCE_SECONDS`."""
+def follow(kubernetes: Kubernetes, job: str, *, show: Say, tell: Say, begin_by: float | None = None) -> bool:
+    """Shows the lines of the Job's pods until it has ended, and tells why it waits. True: it succeeded. `begin_by`:
+    when, on the monotonic clock, one that has not begun counts as failed. Raises `KubernetesError` where the API
+    refuses, or has not answered for `PATIENCE_SECONDS`."""
     following = _Following(kubernetes, job, show, tell)
     answered = time.monotonic()
     while True:
@@ -89,6 +90,9 @@ def follow(kubernetes: Kubernetes, job: str, *, show: Say, tell: Say) -> bool:
             answered = time.monotonic()
             if succeeded is not None:
                 return succeeded
+            if begin_by is not None and answered > begin_by and not following.has_begun:
+                tell(f"The Job {job} has not begun in time.")
+                return False
         except KubernetesError as error:
             if not error.may_pass or time.monotonic() - answered > PATIENCE_SECONDS:
                 raise
@@ -109,6 +113,7 @@ class _Following:
         self._shown: dict[str, int] = {}
         self._read: set[str] = set()
         self._told: str | None = None
+        self.has_begun = False
 
     def step(self) -> bool | None:
         """What is new. None: the Job has not ended."""
@@ -140,6 +145,7 @@ class _Following:
         if doing not in ("running", "terminated"):
             self._tell_anew(f"{name} waits: {doing}", self._complaint("Pod", name))
             return
+        self.has_begun = True
         if name in self._read:
             return
         try:

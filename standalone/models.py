@@ -17,6 +17,7 @@ from custody.settings import load
 from custody.telemetry import configure_logging
 from inference_worker.adding import Added
 from inference_worker.adding import add as add_model
+from inference_worker.slots import START_SECONDS
 from standalone.reach import reach
 
 WAIT_SECONDS = 2.0
@@ -27,6 +28,7 @@ class AddSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WHARF_", frozen=True, extra="ignore")
 
     engine: str = "openvino"
+    start_seconds: float = START_SECONDS
 
 
 def add(
@@ -48,7 +50,14 @@ def add(
         configure_logging(process="models", format="text", level="error")
         url, volume = reach("wharf_worker", data)
         added = asyncio.run(
-            add_model(file.absolute(), name=name, database_url=url, volume=volume, engine=settings.engine)
+            add_model(
+                file.absolute(),
+                name=name,
+                database_url=url,
+                volume=volume,
+                engine=settings.engine,
+                start_seconds=settings.start_seconds,
+            )
         )
     except StartError as error:
         sys.exit(f"wharf models add: {error}")

@@ -21,9 +21,10 @@ class ReachSettings(BaseSettings):
     volume: Path | None = Field(default=None, examples=["/srv/wharf"])
 
 
-def reach(role: str, data: Path | None) -> tuple[str, Path]:
+def reach(role: str, data: Path | None, *, otherwise: str = "") -> tuple[str, Path]:
     """The database's URL under `role`, and the volume. `data`: the folder of `wharf up`; None: what the environment
-    names, or the folder that was last used. Raises `StartError` where there is neither."""
+    names, or the folder that was last used. Raises `StartError` where there is neither; `otherwise`: what else its
+    message is to advise."""
     settings = load(ReachSettings)
     if data is None and settings.database_url is not None:
         if settings.volume is None:
@@ -34,6 +35,6 @@ def reach(role: str, data: Path | None) -> tuple[str, Path]:
     if running is None:
         raise StartError(
             f"no service runs in {folder}. Start it with `wharf up`, or set WHARF_DATABASE_URL, for example "
-            f"postgresql://{role}:SECRET@postgres:5432/wharf, and WHARF_VOLUME."
+            f"postgresql://{role}:SECRET@postgres:5432/wharf, and WHARF_VOLUME.{otherwise}"
         )
     return url_on(running, role, "wharf"), folder / "volume"

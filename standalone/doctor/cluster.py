@@ -3,6 +3,7 @@ queue as each process reaches them, and the volume as two pods see it."""
 
 import json
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from broker.kubernetes import COMPONENT, INSTANCE, OURS, Kubernetes, KubernetesError, Object
 from custody.errors import StartError
 from standalone import kubernetes_job
-from standalone.doctor import probes
+from standalone.doctor import probes, two_pods
 from standalone.doctor.finding import Finding
 
 
@@ -149,13 +150,14 @@ def _from_inside(kubernetes: Kubernetes, release: str | None, tell: kubernetes_j
     }
     for part, deployment in _processes(kubernetes, cron_job).items():
         wanted[part] = (part, probes.of_process(cron_job, deployment, ["doctor", "--probe", part]))
+    begin_by = time.monotonic() + two_pods.MEET_SECONDS
     names = {part: f"{cron_job['metadata']['name'][:36]}-{part}-{meeting}" for part in wanted}
     try:
         for part, (_, template) in wanted.items():
             kubernetes_job.create(kubernetes, cron_job, template, names[part])
         told = set()
         for part, (subject, _) in wanted.items():
-            for finding in _of_job(kubernetes, names[part], subject, tell):
+            for finding in _of_job(kubernetes, names[part], subject, tell, begin_by):
                 if finding not in told:
                     told.add(finding)
                     yield finding
@@ -177,7 +179,9 @@ def _processes(kubernetes: Kubernetes, cron_job: Object) -> dict[str, Object]:
     return {part: found[part] for part in PARTS if part in found}
 
 
-def _of_job(kubernetes: Kubernetes, name: str, subject: str, tell: kubernetes_job.Say) -> Iterator[Finding]:
+def _of_job(
+    kubernetes: Kubernetes, name: str, subject: str, tell: kubernetes_job.Say, begin_by: float
+) -> Iterator[Finding]:
     lines: list[str] = []
     told: list[str] = []
 
@@ -185,7 +189,7 @@ def _of_job(kubernetes: Kubernetes, name: str, subject: str, tell: kubernetes_jo
         told.append(what)
         tell(what)
 
-    kubernetes_job.follow(kubernetes, name, show=lines.append, tell=hear)
+    kubernetes_job.follow(kubernetes, name, show=lines.append, tell=hear, begin_by=begin_by)
     found = [line for line in lines if line.startswith('[{"subject"')]
     if not found:
         yield Finding(

@@ -475,6 +475,35 @@ def test_a_release_s_name_may_have_dots() -> None:
     assert not any("." in name for name in names)
 
 
+LOGINS = {
+    "broker": {("db", "api-url")},
+    "relay": {("db", "relay-url"), ("mq", "relay-url")},
+    "worker": {("db", "worker-url"), ("mq", "worker-url")},
+    "cleanup": {("db", "cleanup-url")},
+    "verify": {("db", "cleanup-url")},
+    "migrate": {("db", "owner-url")},
+    "test": set(),
+}
+
+
+def test_each_process_is_given_its_own_logins_and_no_other() -> None:
+    """docs/security.md counts on it: a pod that is taken over has no more than these."""
+    seen = set()
+    for each in pods("external"):
+        given = {
+            (reference["name"], reference["key"])
+            for container in each.containers
+            for variable in container["env"]
+            if (reference := variable.get("valueFrom", {}).get("secretKeyRef"))
+        }
+        assert given - {("wharf-wharfinger-admin-key", "api-key")} == LOGINS[each.component]
+        assert (("wharf-wharfinger-admin-key", "api-key") in given) == (each.component == "test")
+        mounted = {volume["secret"]["secretName"] for volume in each.spec["volumes"] if "secret" in volume}
+        assert mounted == ({"wharf-wharfinger-admin-key"} if each.component == "migrate" else set())
+        seen.add(each.component)
+    assert seen == LOGINS.keys()
+
+
 def test_what_a_pool_says_itself_wins_be_it_nothing() -> None:
     defaults = {
         "autoscaling": {"enabled": True},

@@ -1,5 +1,6 @@
 """helm takes the chart, with every set of values, old and new alike."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def test_the_notes_warn_of_an_evaluation_and_of_models_to_register(tmp_path: Pat
     assert "EVALUATION ONLY" not in said
     assert "Workers of yolo11n wait" in said
     assert "Workers of street-scenes wait" not in said
+    assert {"WHARF_API_KEY", "WHARF_SERVER"} == set(re.findall(r"export (\w+)=", said)), "as `wharf` reads them"
 
 
 def test_its_version_is_the_product_s() -> None:

@@ -87,6 +87,17 @@ def test_a_pod_may_take_as_long_to_end_as_its_process(name: str) -> None:
                 assert float(given["WHARF_DRAIN_SECONDS"]) > float(given["WHARF_TASK_SECONDS"])
 
 
+@pytest.mark.parametrize("name", VALUES)
+def test_a_slow_start_is_ended_by_the_worker_before_the_cluster_does_it(name: str) -> None:
+    """So that its log says why."""
+    for pods in ours(name):
+        for container in pods.containers:
+            if container["args"][0] == "worker":
+                probe = container["startupProbe"]
+                given = float(pods.environment(container, objects(name))["WHARF_START_SECONDS"])
+                assert 0 < given <= probe["periodSeconds"] * probe["failureThreshold"]
+
+
 def test_the_schema_lets_no_secret_and_nothing_of_the_chart_s_own_through() -> None:
     definitions = json.loads((CHART / "values.schema.json").read_text())["definitions"]
     allowed = {name for key, one in definitions.items() if key.endswith("ettings") for name in one["properties"]}

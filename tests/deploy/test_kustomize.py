@@ -185,6 +185,19 @@ def test_no_container_asks_for_more_than_it_may_have(built: dict[str, dict[tuple
                     assert quantity(requests[kind]) <= quantity(limits[kind]), (name, kind)
 
 
+def test_dev_fits_on_a_node_of_two_cpus(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:
+    """Beside what a small cluster's own pods ask for. A pod asks for what the greediest of its containers does, which
+    start one after the other."""
+    asked = {}
+    for (kind, name), one in built["dev"].items():
+        if kind in ("Deployment", "StatefulSet", "Job"):
+            [(_, pod)] = pods([one])
+            most = max(quantity(container["resources"]["requests"]["cpu"]) for container in containers(pod))
+            asked[name] = most * one["spec"].get("replicas", 1)
+    assert len(asked) == 7
+    assert sum(asked.values()) <= 1.5, asked
+
+
 def test_every_worker_has_a_limit_of_cpus(built: dict[str, dict[tuple[str, str], Manifest]]) -> None:
     """It has a slot, with a copy of the model, for each: without, one for each CPU of the node."""
     for objects in built.values():

@@ -14,6 +14,7 @@ from tests.support.pods import breaches, containers, environment, pods
 Manifest = dict[str, Any]
 
 MODEL = {"MODEL": "parcels", "MODEL_FILE": "/models/parcels.onnx", "IMAGE": "registry.example.com/ml/parcels:3"}
+NEEDED = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "nfs"}
 SECRETS = {"DATABASE_HOST": "db", "DATABASE_PASSWORD": "p%40ss", "QUEUE_HOST": "mq", "QUEUE_PASSWORD": "word"}
 
 
@@ -46,8 +47,7 @@ def test_the_job_registers_the_file_of_the_image_under_its_name(model_template: 
 
 def test_the_job_runs_as_the_template_s_workers_do(model_template: Manifest, template: Manifest) -> None:
     [job] = process(model_template, MODEL)
-    needed = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "nfs"}
-    service = process(template, needed)
+    service = process(template, NEEDED)
     worker = next(pod for name, pod in pods(service) if name == "Deployment/wharfinger-worker-yolo11n")
     [(_, pod)] = pods([job])
     assert breaches(pod) == []
@@ -63,10 +63,9 @@ def test_no_disruption_budget_and_no_deployment_takes_the_job_s_pods_for_its_own
 ) -> None:
     [job] = process(model_template, MODEL)
     labels = job["spec"]["template"]["metadata"]["labels"]
-    needed = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "nfs"}
     selectors = [
         one["spec"]["selector"]["matchLabels"]
-        for one in process(template, needed)
+        for one in process(template, NEEDED)
         if one["kind"] in ("Deployment", "PodDisruptionBudget")
     ]
     assert len(selectors) >= 8
@@ -78,8 +77,7 @@ def test_the_secrets_have_the_keys_that_the_service_s_template_reads(
 ) -> None:
     made = {one["metadata"]["name"]: set(one["stringData"]) for one in process(secrets_template, SECRETS)}
     read: dict[str, set[str]] = {}
-    needed = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "nfs"}
-    for _, pod in pods(process(template, needed)):
+    for _, pod in pods(process(template, NEEDED)):
         for container in [*pod.get("initContainers", []), *pod["containers"]]:
             for entry in environment(container).values():
                 if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
@@ -140,8 +138,7 @@ class TestEvaluation:
     def test_the_service_s_pods_reach_its_servers_whatever_port_template_yaml_opens(
         self, evaluation_template: Manifest, template: Manifest
     ) -> None:
-        needed = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "nfs"}
-        service = process(template, needed)
+        service = process(template, NEEDED)
         policies = {
             one["metadata"]["name"]: one["spec"]
             for one in process(evaluation_template, {})
@@ -169,10 +166,9 @@ class TestEvaluation:
     def test_none_of_its_objects_is_one_of_the_service_s(
         self, evaluation_template: Manifest, template: Manifest
     ) -> None:
-        needed = {"BROKER_IMAGE": "b:1", "WORKER_IMAGE": "w:1", "STORAGE_CLASS_NAME": "nfs"}
         own, others = (
             {(one["kind"], one["metadata"]["name"]) for one in objects}
-            for objects in (process(evaluation_template, {}), process(template, needed))
+            for objects in (process(evaluation_template, {}), process(template, NEEDED))
         )
         assert not own & others
 

@@ -3,7 +3,9 @@
 import io
 import json
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,10 +13,11 @@ import psutil
 import pytest
 from PIL import Image
 
+import starter_model
 from tests.e2e import boxes
 from tests.e2e.conftest import HAZARD
 from tests.e2e.service import Part, Service, Strict, alive, family, start_worker, until
-from tests.support.engines import CRASHING, HANGING, RAISING
+from tests.support.engines import CRASHING, HANGING, RAISING, SLUGGISH
 
 WAIT = {"Prefer": "wait=30"}
 LOAD = 150
@@ -114,6 +117,39 @@ def test_a_worker_asked_to_stop_finishes_gives_back_and_ends_well(
     start_worker(worker.worker)
     assert {result["attempts"] for result in finished(http, job)} == {1}
     assert_stored_once(worker.service, job)
+
+
+def test_probes_tell_an_engine_that_hangs_from_one_that_is_slow(strict: Strict, tmp_path: Path) -> None:
+    """Neither is the worker's fault: the slow one ends, the hung one is replaced, and nobody restarts the worker. Only
+    a worker that answers no more is for the cluster to restart."""
+    model = tmp_path / "sluggish.onnx"
+    model.write_bytes(starter_model.MODEL.read_bytes())
+    settings = {"WHARF_MODEL": str(model), "WHARF_SLOTS": "1", "WHARF_TASK_SECONDS": "4", "WHARF_MAX_ATTEMPTS": "1"}
+    worker = strict.installation.worker("sluggish", **HAZARD | settings)
+    start_worker(worker)
+    probes = httpx.Client(
+        base_url=f"http://127.0.0.1:{worker.environment['WHARF_HEALTH_PORT']}", timeout=5, trust_env=False
+    )
+    try:
+        with strict.service.client(strict.service.new_key()) as http, probes:
+            pictures = [("image", plain(SLUGGISH, size)) for size in (41, 42, 43)]
+            files = [*pictures, ("image", plain(HANGING)), ("image", plain(SLUGGISH, 44))]
+            job = http.post("/v1/predict", files=files, data={"model": "sluggish"}).json()
+            seen = []
+            while not (ended := http.get(f"/v1/jobs/{job['id']}").json())["finished_at"]:
+                seen.append(probes.get("/livez").status_code)
+                time.sleep(0.1)
+            assert set(seen) == {200}
+            ends = [(result["state"], (result["error"] or {}).get("code")) for result in ended["results"]]
+            good = ("succeeded", None)
+            assert ends == [good, good, good, ("failed", "time_limit_exceeded"), good]
+            assert {result["attempts"] for result in ended["results"]} == {1}
+            worker.send(signal.SIGSTOP)
+            with pytest.raises(httpx.TimeoutException):
+                probes.get("/livez", timeout=1)
+    finally:
+        worker.send(signal.SIGKILL)
+        worker.ended()
 
 
 def test_a_paused_worker_loses_its_tasks_to_another_and_changes_nothing_when_it_wakes(

@@ -206,6 +206,21 @@ def test_a_pod_that_says_nothing_is_a_fault_and_its_job_goes_too(api: Kubernetes
     assert api.objects["jobs"] == {}
 
 
+def test_a_pod_that_never_begins_is_waited_for_no_longer_than_two_pods_wait_for_each_other(
+    api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(api: KubernetesApi, job: fake.Object) -> None:
+        api.put("events", fake.warning("Job", job["metadata"]["name"], "violates PodSecurity"))
+
+    monkeypatch.setattr(two_pods, "MEET_SECONDS", 0.5)
+    api.run = refuse
+    api.put("cronjobs", fake.cron_job())
+    silent, *_ = of(look(api, tmp_path), "two pods")
+    assert silent.state == "fault"
+    assert "has no pod yet: violates PodSecurity" in silent.detail
+    assert api.objects["jobs"] == {}
+
+
 def test_the_command_says_so_where_the_api_does_not_answer(tmp_path: Path) -> None:
     with kubernetes_api() as api:
         config = api.kubeconfig(tmp_path)

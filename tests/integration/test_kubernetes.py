@@ -424,6 +424,16 @@ def test_the_command_cleans_in_the_cluster_of_the_kubeconfig(api: KubernetesApi,
     assert "--in-cluster goes with" in mixed.stderr
 
 
+def test_without_a_service_on_this_machine_a_cleanup_says_how_to_ask_for_the_clusters(
+    api: KubernetesApi, tmp_path: Path
+) -> None:
+    api.rights = OPERATE
+    api.put("cronjobs", fake.cron_job())
+    ended = wharf(api, tmp_path, "cleanup", "--now", "--data", str(tmp_path))
+    assert (ended.returncode, "add --in-cluster" in ended.stderr) == (1, True)
+    assert api.asked == []  # the kubeconfig may be of any cluster
+
+
 def test_a_laptop_without_the_package_is_told_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "kubernetes.py").write_text("raise ImportError")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
