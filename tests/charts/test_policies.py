@@ -523,7 +523,7 @@ def test_what_a_pool_says_itself_wins_be_it_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["external", "evaluation"])
 def test_whoever_may_edit_a_namespace_may_install_it(name: str) -> None:
-    """Of Kubernetes' own roles `edit` has these: no kind of the whole cluster, no Role, nothing that an operator adds."""
+    """Of Kubernetes' own roles `edit` has these: no kind of the whole cluster, no Role, nothing that operators add."""
     allowed = {
         "ConfigMap", "CronJob", "Deployment", "Job", "NetworkPolicy", "PersistentVolumeClaim", "Pod",
         "PodDisruptionBudget", "Secret", "Service", "ServiceAccount", "StatefulSet",
