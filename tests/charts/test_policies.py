@@ -233,6 +233,11 @@ def test_a_gpu_is_asked_for_once_and_not_twice_in_a_rollout() -> None:
 def test_keda_counts_the_backlog_and_a_queue_wakes_a_pool() -> None:
     for scaled in of_kind("keda-postgresql", "ScaledObject"):
         triggers = scaled["spec"]["triggers"]
+        assert scaled["spec"]["fallback"] == {
+            "behavior": "currentReplicasIfHigher",
+            "failureThreshold": 5,
+            "replicas": 1,
+        }
         assert [one["type"] for one in triggers] == ["postgresql", "rabbitmq", "rabbitmq"]
         pool = scaled["metadata"]["labels"]["wharfinger/pool"]
         assert f"pool = '{pool}'" in triggers[0]["metadata"]["query"]
