@@ -534,3 +534,13 @@ def test_whoever_may_edit_a_namespace_may_install_it(name: str) -> None:
         "PodDisruptionBudget", "Secret", "Service", "ServiceAccount", "StatefulSet",
     }  # fmt: skip
     assert {found["kind"] for found in objects(name)} <= allowed
+
+
+@pytest.mark.parametrize("queue", [{"existingSecret": "mq"}, {"enabled": False}])
+def test_the_migration_makes_a_login_for_each_process_that_there_is(queue: dict[str, Any]) -> None:
+    found = rendered(QUEUED | {"database": {"existingSecret": "db", "createLogins": True}, "queue": queue})
+    [migrate] = [each for each in pods_of(found) if each.component == "migrate"]
+    [logins] = [volume for volume in migrate.spec["volumes"] if volume["name"] == "logins"]
+    roles = {item["path"]: item["key"] for item in logins["secret"]["items"]}
+    processes = {"api", "worker", "cleanup"} | ({"relay"} if "existingSecret" in queue else set())
+    assert roles == {f"wharf_{process}": f"{process}-url" for process in processes}
