@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from custody.database import Database
 from custody.notices import are_heard
@@ -15,8 +14,8 @@ from tests.support.pgbouncer import pgbouncer
 
 @pytest.fixture
 def pooled(installation: Installation) -> Iterator[str]:
-    with pgbouncer(installation) as host:
-        yield make_conninfo(installation.url("wharf_api"), host=host, port=6432)
+    with pgbouncer(installation.url()) as through:
+        yield through(installation.url("wharf_api"))
 
 
 async def ask_often(url: str, *, prepares: bool) -> None:

@@ -7,30 +7,30 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from custody.database import ROLES
 from standalone.database_cluster import account_for
 from standalone.process import Process
-from tests.conftest import Installation
 
 START_SECONDS = 10
 
 
 @contextmanager
-def pgbouncer(installation: Installation) -> Iterator[str]:
-    """Where a URL leads to it: the folder of its socket. Two sessions of the server are for all clients of a role."""
+def pgbouncer(server_url: str) -> Iterator[Callable[[str], str]]:
+    """Gives what makes of a URL of the server one that leads through it. Two of the server's sessions are for all
+    clients of a role."""
     program = shutil.which("pgbouncer")
     if program is None:
         pytest.skip("pgbouncer is not installed")
     folder = Path(tempfile.mkdtemp(prefix="wharf-pgbouncer-"))
     folder.chmod(0o777)
-    server = conninfo_to_dict(installation.url())
+    server = conninfo_to_dict(server_url)
     (folder / "users").write_text("".join(f'"{role}" ""\n' for role in ROLES))
     (folder / "ini").write_text(
         f"""
@@ -58,7 +58,7 @@ def pgbouncer(installation: Installation) -> Iterator[str]:
         while not (folder / ".s.PGSQL.6432").exists():
             assert time.monotonic() < deadline, "pgbouncer does not start"
             time.sleep(0.02)
-        yield str(folder)
+        yield lambda url: make_conninfo(url, host=str(folder), port=6432)
     finally:
         asyncio.run(running.end((signal.SIGTERM, START_SECONDS)))
         shutil.rmtree(folder)
