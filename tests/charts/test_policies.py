@@ -233,6 +233,11 @@ def test_a_gpu_is_asked_for_once_and_not_twice_in_a_rollout() -> None:
 def test_keda_counts_the_backlog_and_a_queue_wakes_a_pool() -> None:
     for scaled in of_kind("keda-postgresql", "ScaledObject"):
         triggers = scaled["spec"]["triggers"]
+        assert scaled["spec"]["fallback"] == {
+            "behavior": "currentReplicasIfHigher",
+            "failureThreshold": 5,
+            "replicas": 1,
+        }
         assert [one["type"] for one in triggers] == ["postgresql", "rabbitmq", "rabbitmq"]
         pool = scaled["metadata"]["labels"]["wharfinger/pool"]
         assert f"pool = '{pool}'" in triggers[0]["metadata"]["query"]
@@ -529,3 +534,13 @@ def test_whoever_may_edit_a_namespace_may_install_it(name: str) -> None:
         "PodDisruptionBudget", "Secret", "Service", "ServiceAccount", "StatefulSet",
     }  # fmt: skip
     assert {found["kind"] for found in objects(name)} <= allowed
+
+
+@pytest.mark.parametrize("queue", [{"existingSecret": "mq"}, {"enabled": False}])
+def test_the_migration_makes_a_login_for_each_process_that_there_is(queue: dict[str, Any]) -> None:
+    found = rendered(QUEUED | {"database": {"existingSecret": "db", "createLogins": True}, "queue": queue})
+    [migrate] = [each for each in pods_of(found) if each.component == "migrate"]
+    [logins] = [volume for volume in migrate.spec["volumes"] if volume["name"] == "logins"]
+    roles = {item["path"]: item["key"] for item in logins["secret"]["items"]}
+    processes = {"api", "worker", "cleanup"} | ({"relay"} if "existingSecret" in queue else set())
+    assert roles == {f"wharf_{process}": f"{process}-url" for process in processes}
