@@ -1,5 +1,6 @@
 """The pods of a namespace, from what a user applies: each as a kubelet would start it, probe it and end it."""
 
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import httpx
 import psycopg
 import pytest
 import yaml
+from PIL import Image
 from psycopg.conninfo import conninfo_to_dict
 
 import starter_model
@@ -190,7 +192,7 @@ def test_the_pods_of_a_namespace_come_up_answer_clean_up_and_end_in_their_grace(
         if applied.adding:
             starts.append(threads.submit(node.start, worker))
         evicted = threads.submit(node.finish, node.find("CronJob", "verify"))
-        time.sleep(5)
+        until_they_wait(podman, node, len(starts) + 1)
         assert {pod.initializing for pod in node.pods} == {"wait-for-migration"}
         assert not any(start.done() for start in starts)
         [pod] = [pod for pod in node.pods if "verify" in pod.name]
@@ -223,6 +225,13 @@ def test_the_pods_of_a_namespace_come_up_answer_clean_up_and_end_in_their_grace(
         assert all(node.alive(pod) for pod in (broker, relay, working))
         for pod in (working, relay, broker):
             print(f"{pod.name} ended after {node.stop(pod):.1f} s")  # noqa: T201
+
+
+def until_they_wait(podman: Podman, node: Node, pods: int) -> None:
+    deadline = time.monotonic() + 60
+    while len([pod for pod in node.pods if "waits_for_migration" in podman.log(pod.container)]) < pods:
+        assert time.monotonic() < deadline, [podman.log(pod.container) for pod in node.pods]
+        time.sleep(0.2)
 
 
 def run_job(node: Node, api: KubernetesApi, job: Manifest) -> None:
@@ -278,7 +287,9 @@ def see_the_cluster(api: KubernetesApi, node: Node, key: str, pods: tuple[Pod, .
 def clean_up(client: Client, node: Node, volume: Path) -> None:
     """An operator's pod makes a Job from the CronJob, which takes an expired file off the volume."""
     before = set(blobs(volume))
-    client.upload(starter_model.PAGE if PICTURE == BUS else BUS, expires_in=1)
+    picture = io.BytesIO()
+    Image.new("RGB", (640, 480), "teal").save(picture, "PNG")
+    client.upload(picture.getvalue(), expires_in=1)
     [new] = set(blobs(volume)) - before
     time.sleep(1.5)
     operator = deepcopy(node.find("Deployment", "broker"))
