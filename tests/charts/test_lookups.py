@@ -166,7 +166,21 @@ def test_secrets_that_were_made_are_kept_and_what_they_lack_is_added(tmp_path: P
     assert second["wharf-wharfinger-admin-key"]["api-key"].startswith("wharf_")
 
 
-FOUND: Secrets = {"db": dict.fromkeys(DATABASE_KEYS, "u"), "mq": dict.fromkeys(QUEUE_KEYS, "u"), "ca": {"ca.crt": "c"}}
+DATABASE, QUEUE = "postgresql://a:s3cret@db.example.com/wharf?sslmode=require", "amqps://a:s3cret@mq/wharf"
+FOUND: Secrets = {
+    "db": dict.fromkeys(DATABASE_KEYS, DATABASE),
+    "mq": dict.fromkeys(QUEUE_KEYS, QUEUE),
+    "ca": {"ca.crt": "c"},
+}
+
+
+def direct(url: str) -> Secrets:
+    """With a pooler at port 6432, and the server itself at `url`."""
+    pooled = dict.fromkeys(DATABASE_KEYS, "postgresql://a:s3cret@pooler:6432/wharf")
+    return {**FOUND, "db": {**pooled, **{f"{key}-direct": url for key in DATABASE_KEYS}}}
+
+
+POOLED = {"existingSecret": "db", "port": 6432, "directKeySuffix": "-direct"}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +190,7 @@ FOUND: Secrets = {"db": dict.fromkeys(DATABASE_KEYS, "u"), "mq": dict.fromkeys(Q
         ({"db": FOUND["db"]}, {}, "queue.existingSecret: the namespace ml has no Secret mq"),
         ({"mq": FOUND["mq"]}, {}, "database.existingSecret: the namespace ml has no Secret db"),
         ({"mq": FOUND["mq"]}, {"preflight": False}, None),
-        ({**FOUND, "db": {"owner-url": "u"}}, {}, "The Secret db has no key api-url"),
+        ({**FOUND, "db": {"owner-url": DATABASE}}, {}, "The Secret db has no key api-url"),
         (FOUND, {"database": {"existingSecret": "db", "caSecret": "ca"}}, None),
         (FOUND, {"database": {"existingSecret": "db", "kedaUrlKey": "keda-url"}}, "no key keda-url"),
         (FOUND, {"database": {"existingSecret": "db", "directKeySuffix": "-direct"}}, "no key owner-url-direct"),
@@ -184,8 +198,23 @@ FOUND: Secrets = {"db": dict.fromkeys(DATABASE_KEYS, "u"), "mq": dict.fromkeys(Q
         (FOUND, {"image": {"pullSecrets": ["pull"]}}, "image.pullSecrets"),
         (FOUND, {"storage": {"existingClaim": "files"}}, None),
         (FOUND, {"storage": {"existingClaim": "other"}}, "storage.existingClaim: the namespace ml has no claim other"),
-        ({"db": {key: "u" for key in DATABASE_KEYS if key != "relay-url"}}, {"queue": {"enabled": False}}, None),
+        ({"db": {key: DATABASE for key in DATABASE_KEYS if key != "relay-url"}}, {"queue": {"enabled": False}}, None),
         ({}, {"evaluation": {"enabled": True}}, None),
+        (FOUND, {"database": {"existingSecret": "db", "port": 6432}}, "owner-url in the Secret db leads to port 5432"),
+        (direct(DATABASE), {"database": POOLED}, None),
+        (
+            direct(DATABASE),
+            {"database": POOLED | {"directPort": 5433}},
+            "owner-url-direct in the Secret db leads to port",
+        ),
+        ({**FOUND, "mq": dict.fromkeys(QUEUE_KEYS, "amqp://a:s3cret@mq/wharf")}, {}, "leads to port 5672"),
+        ({**FOUND, "mq": dict.fromkeys(QUEUE_KEYS, "amqp://mq")}, {"networkPolicy": {"enabled": False}}, None),
+        (
+            {**FOUND, "db": dict.fromkeys(DATABASE_KEYS, "postgresql://a:s3cret@b:5432,[::1]:5433/wharf")},
+            {},
+            "leads to port 5433",
+        ),
+        ({**FOUND, "db": dict.fromkeys(DATABASE_KEYS, "host=db port=6543 password=s3cret")}, {}, None),
     ],
 )
 def test_what_is_missing_in_the_namespace_is_told(
@@ -194,3 +223,4 @@ def test_what_is_missing_in_the_namespace_is_told(
     ended = template(Namespace(secrets, claims=("files",)), tmp_path, QUEUED | values, "35")
     assert (ended.returncode == 0) == (told is None), ended.stderr
     assert told is None or told in ended.stderr
+    assert "s3cret" not in ended.stderr

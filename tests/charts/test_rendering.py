@@ -72,6 +72,7 @@ def test_two_pools_of_one_name_are_refused() -> None:
         ({"pools": [{"name": "Yolo"}]}, "name"),
         ({"podLabels": {"app.kubernetes.io/name": "mine"}}, "app.kubernetes.io/name"),
         ({"cleanup": {"schedule": "often"}}, "schedule"),
+        ({"cleanup": {"schedule": "@often"}}, "schedule"),
     ],
 )
 def test_a_value_that_nobody_knows_is_refused(values: dict[str, object], told: str, release: str) -> None:

@@ -127,3 +127,9 @@ def test_with_a_pooler_each_process_is_told_of_the_server_behind_it(name: str) -
     if name == "everything":
         [policy] = [each for each in objects(name) if each["metadata"]["name"].endswith("-to-database")]
         assert [port["port"] for port in policy["spec"]["egress"][0]["ports"]] == [6432, 5432]
+
+
+def test_a_pool_may_say_all_that_the_defaults_say() -> None:
+    properties = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    pool, defaults = properties["pools"]["items"]["properties"], properties["poolDefaults"]["properties"]
+    assert {name: schema for name, schema in pool.items() if name != "name"} == defaults

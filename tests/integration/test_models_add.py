@@ -21,13 +21,17 @@ DIGEST = sha256(starter_model.MODEL.read_bytes()).hexdigest()
 
 def add(installation: Installation, *words: object, **settings: str | None) -> "subprocess.CompletedProcess[str]":
     """`settings` with None are unset."""
+    return run(installation, "models", "add", *words, **settings)
+
+
+def run(installation: Installation, *words: object, **settings: str | None) -> "subprocess.CompletedProcess[str]":
     given = {
         "WHARF_DATABASE_URL": installation.url("wharf_worker"),
         "WHARF_VOLUME": str(installation.volume),
         **settings,
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHARF_", "XDG_"))}
-    command = [sys.executable, "-m", "wharfinger", "models", "add", *map(str, words)]
+    command = [sys.executable, "-m", "wharfinger", *map(str, words)]
     return subprocess.run(
         command,
         env=kept | {name: value for name, value in given.items() if value is not None},
@@ -80,6 +84,15 @@ def test_a_file_s_name_alone_makes_no_new_version_of_another_model(installation:
     assert "There is a model digits already, with other bytes. Say --name digits" in refused.stderr
     assert (registered(installation), on_the_volume(installation)) == before
     assert "digits version 2: detect, 3 classes, input 96 x 64" in add(installation, other, "--name", "digits").stdout
+
+
+def test_a_worker_refuses_a_model_that_was_changed_on_the_volume(installation: Installation) -> None:
+    assert add(installation, starter_model.MODEL).returncode == 0
+    [(_, _, _, _, path)] = registered(installation)
+    (installation.volume / str(path)).write_bytes(starter_model.MODEL.read_bytes()[:-1] + b"?")
+    refused = run(installation, "worker", "--model", "digits", WHARF_INSTANCE="w", WHARF_HEALTH_PORT="0")
+    assert refused.returncode == 1
+    assert f"wharf worker: The model digits was changed on the volume: {path}" in refused.stderr
 
 
 @pytest.mark.parametrize("name", ["Digits", "a b", "-x", "x" * 64, "digits.onnx", "../digits", ""])

@@ -71,11 +71,11 @@ annotations:
 {{- end -}}
 {{- end -}}
 
-{{/* Name of a pool's objects; (list $ pool-name) */}}
+{{/* Name of a pool's objects; (list $ pool-name). KEDA takes 54 characters at most: keda-hpa- and it are a label. */}}
 {{- define "wharfinger.workerName" -}}
 {{- $name := printf "%s-worker-%s" (include "wharfinger.fullname" (index . 0)) (index . 1) -}}
-{{- if gt (len $name) 63 -}}
-{{- printf "%s-%s" ($name | trunc 54 | trimSuffix "-") (sha256sum $name | trunc 8) -}}
+{{- if gt (len $name) 54 -}}
+{{- printf "%s-%s" ($name | trunc 45 | trimSuffix "-") (sha256sum $name | trunc 8) -}}
 {{- else -}}
 {{- $name -}}
 {{- end -}}

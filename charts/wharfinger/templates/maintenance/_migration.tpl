@@ -56,8 +56,10 @@ template:
           secretName: {{ include "wharfinger.databaseSecret" . }}
           items:
             {{- range $role, $key := dict "wharf_api" .Values.database.apiUrlKey "wharf_relay" .Values.database.relayUrlKey "wharf_worker" .Values.database.workerUrlKey "wharf_cleanup" .Values.database.cleanupUrlKey }}
+            {{- if or (ne $role "wharf_relay") $.Values.queue.enabled }}
             - key: {{ $key }}
               path: {{ $role }}
+            {{- end }}
             {{- end }}
       {{- end }}
 {{- end -}}
