@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +13,6 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from typer.testing import CliRunner
 
 from broker.maintenance.migrate import migration as maintenance
 from broker.maintenance.migrate.logins import ensure_logins, process_urls
@@ -32,7 +32,7 @@ from custody.ids import new_id
 from custody.volume import Volume
 from standalone.database_cluster import programs_of_the_wheel
 from standalone.postgres import Postgres
-from wharfinger.command import app
+from tests.e2e.service import clean_environment
 
 pytestmark = pytest.mark.postgres
 
@@ -141,17 +141,18 @@ async def test_a_database_from_the_future_is_refused(fresh, schema):
         await migrate(fresh, None)
 
 
-def test_a_rollback_is_content_with_a_database_from_the_future(fresh, schema, monkeypatch):
-    (schema / "migrations" / "9000_future.sql").write_text("CREATE TABLE wharf.future ();")
+def test_a_rollback_is_content_with_a_database_from_the_future(fresh):
     asyncio.run(migrate(fresh, None))
-    (schema / "migrations" / "9000_future.sql").unlink()
-    monkeypatch.setenv("WHARF_DATABASE_URL", fresh)
-    for name in ("WHARF_VOLUME", "WHARF_DIRECT_DATABASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    refused = CliRunner().invoke(app, ["migrate", "--admit-key", "/none"])
-    assert (refused.exit_code, "ahead of this program" in refused.output) == (1, True)
-    content = CliRunner().invoke(app, ["migrate", "--admit-key", "/none", "--allow-newer"])
-    assert (content.exit_code, "Nothing was done" in content.stdout) == (0, True)
+    run(fresh, "INSERT INTO wharf.migrations (version, name, checksum) VALUES (9000, 'future', '')")
+
+    def wharf(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "wharfinger", "migrate", "--admit-key", "/none", *options]
+        environment = clean_environment({"WHARF_DATABASE_URL": fresh})
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    refused, content = wharf(), wharf("--allow-newer")
+    assert (refused.returncode, "ahead of this program" in refused.stderr) == (1, True)
+    assert (content.returncode, "Nothing was done" in content.stdout) == (0, True)
 
 
 async def test_a_migration_that_fails_leaves_nothing_of_itself_and_all_before_it(fresh, schema):
