@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import psycopg
 import pytest
 
 from broker.maintenance.cleanup.cleanup import BATCH, Cleanup, Rules, preview
+from broker.maintenance.cleanup.schedule import clean_once
+from broker.maintenance.cleanup.settings import CleanupSettings
 from custody import cleanup as statements
 from custody import reruns
 from custody.cleanup import Retention, Run, list_runs
@@ -26,6 +29,7 @@ from custody.installation import sweep_off, turn_sweep_on
 from custody.instance import Alone
 from custody.pressure import Watermarks
 from custody.removal import FOLDERS
+from custody.settings import load
 from custody.volume import Usage, Volume, blob_path
 from standalone.database_cluster import programs_of_the_wheel
 from tests.support.domain import Domain
@@ -102,6 +106,19 @@ async def test_a_pinned_file_stays_whatever_its_age(domain, acme, clean):
     assert_held(domain, file, b"a picture")
     async with domain.api.transaction(acme) as transaction:
         assert await domain.files.get(transaction, file)
+
+
+async def test_a_run_whose_node_is_drained_ends_in_good_order_and_the_next_one_goes_on(domain, acme, clean):
+    await expire(domain, await keep(domain, acme, b"a picture"))
+    settings = load(
+        CleanupSettings, database_url=domain.installation.url("wharf_cleanup"), volume=domain.installation.volume
+    )
+    run = await clean_once(
+        settings, without_grace=True, max_seconds=None, tell=lambda _: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert (run.stopped, run.expired_files) == ("asked", 0)
+    assert (await clean()).expired_files == 1
+    assert_nothing_is_left(domain)
 
 
 @pytest.mark.parametrize("let", ["expire", "be deleted"])

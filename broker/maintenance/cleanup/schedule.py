@@ -1,6 +1,7 @@
 """When a cleanup runs: once, because somebody asked, or again and again. Never two at a time."""
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -35,10 +36,13 @@ FRUITLESS_SECONDS = 15.0
 async def clean_once(
     settings: CleanupSettings, *, without_grace: bool, max_seconds: float | None, tell: Callable[[str], None]
 ) -> Run | None:
-    """None where another cleanup runs. Raises `StartError`, `CustodyError`."""
+    """None where another cleanup runs. SIGTERM, as of a node that is drained, ends it early, in good order. Raises
+    `StartError`, `CustodyError`."""
     async with _opened(settings) as (database, volume):
         rules = _rules(settings, without_grace=without_grace, max_seconds=max_seconds)
-        return await _alone(settings, Cleanup(database, volume, rules, tell=tell))
+        cleaning = Cleanup(database, volume, rules, tell=tell)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, cleaning.stop)
+        return await _alone(settings, cleaning)
 
 
 async def look_ahead(settings: CleanupSettings, *, without_grace: bool) -> Preview:
