@@ -14,6 +14,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from typer.testing import CliRunner
 
+from broker.maintenance.migrate import command
 from broker.maintenance.migrate import migration as maintenance
 from broker.maintenance.migrate.logins import ensure_logins, process_urls
 from broker.maintenance.migrate.migration import (
@@ -148,6 +149,8 @@ def test_a_rollback_is_content_with_a_database_from_the_future(fresh, schema, mo
     monkeypatch.setenv("WHARF_DATABASE_URL", fresh)
     for name in ("WHARF_VOLUME", "WHARF_DIRECT_DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
+    # It would go on logging to the runner's output, which is closed.
+    monkeypatch.setattr(command, "configure_logging", lambda **_: None)
     refused = CliRunner().invoke(app, ["migrate", "--admit-key", "/none"])
     assert (refused.exit_code, "ahead of this program" in refused.output) == (1, True)
     content = CliRunner().invoke(app, ["migrate", "--admit-key", "/none", "--allow-newer"])
