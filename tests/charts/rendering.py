@@ -106,7 +106,14 @@ VALUES: dict[str, dict[str, Any]] = {
     "long-names": QUEUED
     | {
         "fullnameOverride": "a-release-whose-name-is-as-long-as-it-is",
-        "pools": [{"name": f"a-pool-whose-name-is-as-long-as-it-can-{n}", "model": "yolo11n"} for n in range(2)],
+        "pools": [
+            {"name": name, "model": "yolo11n"}
+            for name in (
+                "a-pool-whose-name-is-as-long-as-it-can-0",
+                "a-pool-whose-name-is-as-long-as-it-can-1",
+                "just-long",
+            )
+        ],
         "poolDefaults": {"autoscaling": {"enabled": True}},
     },
 }

@@ -155,7 +155,9 @@ def test_secrets_that_were_made_are_kept_and_what_they_lack_is_added(tmp_path: P
     made = secrets_of(first.stdout)
     assert len(made) == 3
     lacking = {name: dict(data) for name, data in made.items()}
-    del lacking["wharf-wharfinger-evaluation-database"]["cleanup-url"]
+    for key in ("owner-url", "cleanup-url"):
+        del lacking["wharf-wharfinger-evaluation-database"][key]
+    del lacking["wharf-wharfinger-evaluation-queue"]["worker-url"]
     del lacking["wharf-wharfinger-admin-key"]["api-key"]
     again = template(Namespace(lacking), tmp_path, values, release)
     assert again.returncode == 0, again.stderr
@@ -164,6 +166,11 @@ def test_secrets_that_were_made_are_kept_and_what_they_lack_is_added(tmp_path: P
         assert data.items() <= second[name].items()
         assert second[name].keys() == made[name].keys()
     assert second["wharf-wharfinger-admin-key"]["api-key"].startswith("wharf_")
+    # The servers have their passwords already.
+    for secret, key in (("database", "owner-url"), ("queue", "worker-url")):
+        assert (
+            second[f"wharf-wharfinger-evaluation-{secret}"][key] == made[f"wharf-wharfinger-evaluation-{secret}"][key]
+        )
 
 
 DATABASE, QUEUE = "postgresql://a:s3cret@db.example.com/wharf?sslmode=require", "amqps://a:s3cret@mq/wharf"

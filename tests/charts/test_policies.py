@@ -544,3 +544,14 @@ def test_the_migration_makes_a_login_for_each_process_that_there_is(queue: dict[
     roles = {item["path"]: item["key"] for item in logins["secret"]["items"]}
     processes = {"api", "worker", "cleanup"} | ({"relay"} if "existingSecret" in queue else set())
     assert roles == {f"wharf_{process}": f"{process}-url" for process in processes}
+
+
+def test_keda_reaches_the_evaluation_s_servers_whatever_is_set_for_others() -> None:
+    pools = [{"name": "a", "autoscaling": {"enabled": True}}]
+    others = {"database": {"kedaUrlKey": "keda-url"}, "queue": {"caSecret": "mq-ca"}, "pools": pools}
+    found = rendered(VALUES["evaluation"] | others)
+    secrets = {o["metadata"]["name"]: o["stringData"] for o in found if o["kind"] == "Secret"}
+    for authentication in (o for o in found if o["kind"] == "TriggerAuthentication"):
+        [reference] = authentication["spec"]["secretTargetRef"]
+        assert reference["key"] in secrets[reference["name"]]
+        assert "configMapTargetRef" not in authentication["spec"]

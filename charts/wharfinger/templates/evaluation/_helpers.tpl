@@ -112,3 +112,9 @@ spec:
           requests:
             storage: {{ .values.size }}
 {{- end -}}
+
+{{/* A server's password: the one that it was made with, or a new one; (list $ secret) */}}
+{{- define "wharfinger.evaluationPassword" -}}
+{{- $former := (lookup "v1" "Secret" (index . 0).Release.Namespace (index . 1)).data | default dict -}}
+{{- get $former "password" | b64dec | default (randAlphaNum 32) -}}
+{{- end -}}
