@@ -14,7 +14,7 @@ from typing import NoReturn
 from bench import machine
 from bench.report import as_json, table
 from bench.rounds import Result, Window, play
-from bench.scenario import Scenario, found
+from bench.scenario import MissingError, Scenario, found
 from tests.support.rabbitmq import available
 
 ROUNDS = 5
@@ -31,7 +31,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     here = machine.describe()
-    document = {"machine": here, "rounds": arguments.rounds, "scenarios": {}}
+    document = {"machine": here, "rounds": arguments.rounds, "scenarios": {}, "left_out": {}}
     _say(machine.line(here))
     for name in arguments.scenarios or scenarios:
         scenario = scenarios[name]
@@ -39,12 +39,19 @@ def main() -> None:
         _say(
             f"\n{name} ({scenario.letter}): {scenario.title}; {arguments.rounds} rounds, {size} {scenario.things} each"
         )
-        result = _play(scenario, arguments.rounds, size)
+        try:
+            result = _play(scenario, arguments.rounds, size)
+        except MissingError as error:
+            _say(f"{name} is left out. {error}")
+            document["left_out"][name] = str(error)
+            continue
         sys.stdout.write(f"{table(result, scenario.things)}\n")
         sys.stdout.flush()
         document["scenarios"][name] = {"title": scenario.title, "size": size, **as_json(result)}
         if arguments.json:
             arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+    if document["left_out"]:
+        sys.exit(1)
 
 
 def _play(scenario: Scenario, rounds: int, size: int) -> Result:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from base64 import b64decode
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,10 @@ from tests.support.shared import BUS, YOLO11N
 
 START_OF_IMAGE = b"\xff\xd8"
 COMMENT = b"\xff\xfe"
+
+NUMBER = b"NUMBERxOFxIT"
+"""What a load generator puts another number in place of, in each request: twelve characters, which twelve digits are,
+and which are base64 as they stand."""
 
 TINY = (32, 32)
 
@@ -33,12 +38,25 @@ def tiny() -> bytes:
 
 def distinct(jpeg: bytes) -> Iterator[bytes]:
     """The picture without end, each time with another comment in its header."""
-    assert jpeg.startswith(START_OF_IMAGE)
     run = uuid4().hex
     for number in count():
-        words = f"{run} {number:08d}".encode()
-        segment = COMMENT + struct.pack("!H", len(words) + 2) + words
-        yield START_OF_IMAGE + segment + jpeg[len(START_OF_IMAGE) :]
+        yield _commented(jpeg, f"{run} {number:08d}".encode())
+
+
+def numbered(jpeg: bytes) -> bytes:
+    """The picture with `NUMBER` in its comment: a template, and a picture as it is."""
+    return _commented(jpeg, NUMBER)
+
+
+def numbered_for_base64(jpeg: bytes) -> bytes:
+    """The picture whose base64 has `NUMBER` in it."""
+    # The comment's text begins after six bytes, and so a character of base64 does.
+    return _commented(jpeg, b64decode(NUMBER))
+
+
+def _commented(jpeg: bytes, words: bytes) -> bytes:
+    assert jpeg.startswith(START_OF_IMAGE)
+    return START_OF_IMAGE + COMMENT + struct.pack("!H", len(words) + 2) + words + jpeg[len(START_OF_IMAGE) :]
 
 
 def _jpeg(picture: Image.Image) -> bytes:

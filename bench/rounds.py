@@ -1,7 +1,7 @@
 """Contenders in turn, each between two windows of the limit that it is held against."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 
@@ -24,10 +24,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class Contest:
-    """`limit`: what the contenders wrap, on its own. None of them is expected to beat it."""
+    """`limit`: what the contenders wrap, on its own. None of them is expected to beat it. `added`: figures that are
+    told as a difference to the limit's around as well. `left_out`: who could not take part, and why."""
 
     contenders: Sequence[Contender]
     limit: Contender
+    added: Sequence[str] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Standing:
 class Result:
     contenders: Sequence[Standing]
     limit: Standing
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def play(contest: Contest, rounds: int, told: Callable[[int, str, Window], None]) -> Result:
@@ -79,16 +83,23 @@ def play(contest: Contest, rounds: int, told: Callable[[int, str, Window], None]
         for contender in contest.contenders:
             window = measure(number, contender)
             limits.append(measure(number, contest.limit))
-            windows[contender.name].append(window)
+            windows[contender.name].append(with_added(window, limits[-2], limits[-1], contest.added))
             ratios[contender.name].append(ratio(window, limits[-2], limits[-1]))
     return Result(
         [standing(name, taken, ratios[name]) for name, taken in windows.items()],
         standing(contest.limit.name, limits, None),
+        contest.left_out,
     )
 
 
 def ratio(window: Window, before: Window, after: Window) -> float:
     return window.per_second / ((before.per_second + after.per_second) / 2)
+
+
+def with_added(window: Window, before: Window, after: Window, names: Sequence[str]) -> Window:
+    """The window with `added NAME` for each name: what it has above the mean of the two windows of the limit."""
+    added = {f"added {name}": window.figures[name] - (before.figures[name] + after.figures[name]) / 2 for name in names}
+    return replace(window, figures={**window.figures, **added})
 
 
 def standing(name: str, windows: Sequence[Window], ratios: Sequence[float] | None) -> Standing:

@@ -10,9 +10,10 @@ from pathlib import Path
 import httpx
 
 import starter_model
-from bench.bare_engine import PROCESSES, BareEngine
+from bench.bare_engine import BareEngine
 from bench.fleet import IDLE_SECONDS, TRANSPORTS, Fleet, fleet, per_thing
 from bench.null_engine import NULL_ENGINE
+from bench.peers import ENGINES
 from bench.pictures import distinct, tiny
 from bench.rounds import Contender, Contest, Window
 from bench.scenario import Scenario
@@ -35,8 +36,8 @@ def _open(folder: Path, size: int) -> Iterator[Contest]:
         bare = stack.enter_context(BareEngine(NULL_ENGINE, starter_model.MODEL, files))
         contenders = []
         for transport in TRANSPORTS:
-            settings = {"WHARF_SLOTS": str(PROCESSES), "WHARF_ENGINE": NULL_ENGINE}
-            started = stack.enter_context(fleet(transport, folder / transport, starter_model.MODEL, **settings))
+            settings = {"WHARF_SLOTS": str(ENGINES), "WHARF_ENGINE": NULL_ENGINE}
+            started = stack.enter_context(fleet(transport, folder / transport, starter_model.MODEL, settings))
             client = stack.enter_context(started.service.client())
             inputs = [_upload(client, picture) for picture in pictures]
             _measure(started, client, inputs, WARM_UP)

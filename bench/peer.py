@@ -1,0 +1,150 @@
+"""The peers that we are held against: how each is started and asked, and that it answers as the bare engine does."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from bench.cpu import tree_seconds
+from bench.detector import Detections, Detector, environment
+from bench.environment import python_of
+from bench.fleet import ROOMY, new_postgres, postmaster_of
+from bench.machine import ROOT
+from bench.peers import ENGINES
+from bench.request import Request, open_inference, raw
+from inference_worker.cpus import granted_cpus
+from tests.e2e.service import Part, free_port
+from tests.support.rabbitmq import RabbitMQ
+
+START_SECONDS = 120
+LEAST_OVERLAP = 0.99
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`module`: of `bench.peers`; `pins`: of `bench/environments`; `ask`: a request about a JPEG; `found`: an answer's
+    detections; `queued`: it wants a RabbitMQ and a Postgres."""
+
+    name: str
+    module: str
+    pins: str
+    ask: Callable[[bytes], Request] = lambda jpeg: raw("/detect", jpeg)
+    found: Callable[[Any], Detections] = lambda answer: answer
+    settings: Mapping[str, str] = field(default_factory=dict)
+    queued: bool = False
+
+
+def _tensor(answer: Any) -> Detections:
+    found: Detections = json.loads(answer["outputs"][0]["data"][0])
+    return found
+
+
+PEERS: Sequence[Peer] = (
+    Peer("BentoML", "bentoml", "bentoml"),
+    Peer("FastAPI, 2 processes", "fastapi", "fastapi", settings={"BENCH_PROCESSES": "2"}),
+    Peer("FastAPI, 1 process", "fastapi", "fastapi", settings={"BENCH_PROCESSES": "1"}),
+    Peer("LitServe", "litserve", "litserve"),
+    Peer("MLServer", "mlserver", "mlserver", lambda jpeg: open_inference("detector", jpeg), _tensor),
+    Peer("Ray Serve", "ray", "ray"),
+    Peer("bytes in messages", "messages", "messages", queued=True),
+)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A peer that answers rightly and is warm. `servers`: pids of what it was given beside its own processes."""
+
+    peer: Peer
+    url: str
+    pid: int
+    servers: Mapping[str, int]
+
+    def cpu_seconds(self) -> Mapping[str, float]:
+        return {role: tree_seconds(pid) for role, pid in {"peer": self.pid, **self.servers}.items()}
+
+
+class WrongAnswerError(Exception):
+    """A peer does not find what the bare engine finds."""
+
+
+@contextmanager
+def running(
+    peer: Peer, folder: Path, model: Path, jpeg: bytes, expected: Detections, *, whole: bool
+) -> Iterator[Running]:
+    """Raises `UnavailableError` where it cannot be installed, `WrongAnswerError` where it finds something else than
+    `expected` in the JPEG. `whole`: see `Detector`."""
+    python = python_of(peer.pins)
+    folder.mkdir(parents=True)
+    with ExitStack() as stack:
+        port = free_port()
+        settings = {
+            **environment(model, max(1, granted_cpus() // ENGINES), whole=whole),
+            **peer.settings,
+            "PYTHONPATH": str(ROOT),
+            "BENCH_FOLDER": str(folder),
+            "BENTOML_HOME": str(folder),
+            "BENTOML_DO_NOT_TRACK": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        servers: dict[str, int] = {}
+        if peer.queued:
+            rabbitmq = stack.enter_context(RabbitMQ(folder / "rabbitmq", settings=ROOMY))
+            postgres = stack.enter_context(new_postgres(folder))
+            servers = {"RabbitMQ": rabbitmq.pid, "Postgres": postmaster_of(postgres.url())}
+            settings |= {"BENCH_AMQP_URL": rabbitmq.url(), "BENCH_RESULTS_URL": _for_sqlalchemy(postgres.url())}
+        part = Part(
+            peer.name, (str(port),), settings, folder / "log", program=(str(python), "-m", f"bench.peers.{peer.module}")
+        )
+        stack.callback(part.stop)
+        part.start()
+        url = f"http://127.0.0.1:{port}"
+        part.until(lambda: _answers(url, peer.ask(jpeg)), START_SECONDS)
+        found = peer.found(_answer(url, peer.ask(jpeg)).json())
+        if not alike(found, expected):
+            raise WrongAnswerError(f"{peer.name} found {found} where the bare engine finds {expected}.")
+        yield Running(peer, url, part.pid, servers)
+
+
+def expected_of(model: Path, jpeg: bytes, *, whole: bool) -> Detections:
+    """What the bare engine finds, in this process."""
+    return Detector(model, max(1, granted_cpus() // ENGINES), whole=whole).detect(jpeg)
+
+
+def alike(found: Detections, expected: Detections, least_overlap: float = LEAST_OVERLAP) -> bool:
+    """The same labels, most confident first, and boxes that overlap (intersection over union) so much or more."""
+    return [each["label"] for each in found] == [each["label"] for each in expected] and all(
+        _overlap(one["box"], other["box"]) >= least_overlap for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _for_sqlalchemy(url: str) -> str:
+    """SQLAlchemy does not look for a socket where libpq does."""
+    place = urlsplit(url)
+    socket, _, port = place.netloc.rpartition("@")[2].rpartition(":")
+    return f"db+postgresql+psycopg://{place.username}@{place.path}?host={unquote(socket)}&port={port}"
+
+
+def _overlap(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    width = min(one["x2"], other["x2"]) - max(one["x1"], other["x1"])
+    height = min(one["y2"], other["y2"]) - max(one["y1"], other["y1"])
+    both = max(0.0, width) * max(0.0, height)
+    either = sum((each["x2"] - each["x1"]) * (each["y2"] - each["y1"]) for each in (one, other)) - both
+    return both / either if either else 1.0
+
+
+def _answers(url: str, request: Request) -> bool:
+    try:
+        return _answer(url, request).status_code == request.status
+    except httpx.TransportError:
+        return False
+
+
+def _answer(url: str, request: Request) -> httpx.Response:
+    return httpx.request(
+        request.method, url + request.path, content=request.body, headers=request.headers, timeout=60, trust_env=False
+    )
