@@ -3,11 +3,12 @@
 import io
 import struct
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 from PIL import Image
 
 import starter_model
@@ -21,6 +22,10 @@ NUMBER = b"NUMBERxOFxIT"
 and which are base64 as they stand."""
 
 TINY = (32, 32)
+
+PHONE = (3024, 4032)
+GRAIN = 6
+"""Of 255: as much as makes the file of a phone's size."""
 
 
 def model_and_photo() -> tuple[Path, bytes]:
@@ -36,11 +41,32 @@ def tiny() -> bytes:
     return _jpeg(Image.linear_gradient("L").resize(TINY).convert("RGB"))
 
 
+def phone_photo(photo: bytes) -> bytes:
+    """The photo drawn larger, in 12 megapixels and upright, with grain: about 4 MB."""
+    with Image.open(io.BytesIO(photo)) as image:
+        large = np.asarray(image.convert("RGB").resize(PHONE, Image.Resampling.BICUBIC), dtype=np.int16)
+    grain = np.random.default_rng(0).integers(-GRAIN, GRAIN + 1, large.shape, dtype=np.int16)
+    return _jpeg(Image.fromarray(np.clip(large + grain, 0, 255).astype(np.uint8)), quality=90)
+
+
+def with_tail(jpeg: bytes, size: int) -> bytes:
+    """The picture as a file of so many bytes: no decoder reads what is behind its end."""
+    return jpeg.ljust(size, b"\0")
+
+
 def distinct(jpeg: bytes) -> Iterator[bytes]:
     """The picture without end, each time with another comment in its header."""
     run = uuid4().hex
     for number in count():
         yield _commented(jpeg, f"{run} {number:08d}".encode())
+
+
+def written(pictures: Iterable[bytes], folder: Path) -> Path:
+    """The folder, made, with a file for each."""
+    folder.mkdir()
+    for number, picture in enumerate(pictures):
+        (folder / f"{number:06d}.jpg").write_bytes(picture)
+    return folder
 
 
 def numbered(jpeg: bytes) -> bytes:
@@ -59,7 +85,7 @@ def _commented(jpeg: bytes, words: bytes) -> bytes:
     return START_OF_IMAGE + COMMENT + struct.pack("!H", len(words) + 2) + words + jpeg[len(START_OF_IMAGE) :]
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def _jpeg(picture: Image.Image, quality: int = 95) -> bytes:
     written = io.BytesIO()
-    picture.save(written, "JPEG", quality=95)
+    picture.save(written, "JPEG", quality=quality)
     return written.getvalue()

@@ -98,7 +98,11 @@ def ratio(window: Window, before: Window, after: Window) -> float:
 
 def with_added(window: Window, before: Window, after: Window, names: Sequence[str]) -> Window:
     """The window with `added NAME` for each name: what it has above the mean of the two windows of the limit."""
-    added = {f"added {name}": window.figures[name] - (before.figures[name] + after.figures[name]) / 2 for name in names}
+    added = {
+        f"added {name}": window.figures[name] - (before.figures[name] + after.figures[name]) / 2
+        for name in names
+        if name in window.figures
+    }
     return replace(window, figures={**window.figures, **added})
 
 

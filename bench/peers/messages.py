@@ -1,5 +1,5 @@
-"""The picture in the message: FastAPI takes it and sends it as base64 through RabbitMQ to Celery's workers. They put the
-results into Postgres, where FastAPI looks for them."""
+"""The picture in the message: FastAPI takes it and sends it as base64 through RabbitMQ to Celery's workers, which put
+their results into Postgres, where FastAPI looks for them."""
 
 import asyncio
 import os

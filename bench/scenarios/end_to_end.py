@@ -10,14 +10,14 @@ from pathlib import Path
 
 import psycopg
 
-from bench.bare_engine import BareEngine
+from bench.bare_engine import bare_engine
 from bench.detector import Detections
 from bench.environment import UnavailableError
 from bench.fleet import TRANSPORTS, Fleet, fleet, per_thing
 from bench.load import Served, closed_loop, cpu_figures, measured
 from bench.peer import LEAST_OVERLAP, PEERS, WrongAnswerError, alike, expected_of, running
 from bench.peers import ENGINES
-from bench.pictures import distinct, model_and_photo
+from bench.pictures import distinct, model_and_photo, written
 from bench.request import Request, predict
 from bench.rounds import Contender, Contest, Window
 from bench.scenario import Scenario, program
@@ -36,14 +36,11 @@ DONE = "SELECT count(*)::int FROM wharf.tasks WHERE state = 'succeeded'"
 def contest(
     folder: Path, size: int, photo: bytes, connections: Sequence[int], *, whole: bool, least_overlap: float
 ) -> Iterator[Contest]:
-    """`whole`: the peers and the limit decode it whole. Our boxes overlap with theirs by `least_overlap` or more."""
+    """`whole`: the peers decode it whole. Our boxes overlap with theirs by `least_overlap` or more."""
     program("wrk")
     model, _ = model_and_photo()
     # Nobody sees a picture twice: what is in custody already costs less.
-    files = folder / "pictures"
-    files.mkdir()
-    for number, picture in enumerate(islice(distinct(photo), size)):
-        (files / f"{number}.jpg").write_bytes(picture)
+    files = written(islice(distinct(photo), size), folder / "pictures")
     expected = expected_of(model, photo, whole=whole)
     contenders: list[Contender] = []
     left_out: dict[str, str] = {}
@@ -54,7 +51,7 @@ def contest(
             contenders.append(Contender(f"{name}, c={each}", partial(measured, served, request, size, each)))
 
     with ExitStack() as stack:
-        bare = stack.enter_context(BareEngine("openvino", model, files, exact=whole))
+        bare = stack.enter_context(bare_engine("openvino", model, files))
         for transport in TRANSPORTS:
             ours = stack.enter_context(fleet(transport, folder / transport, model, SLOTS))
             found = _found(ours, photo)
