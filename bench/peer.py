@@ -1,7 +1,7 @@
 """The peers that we are held against: how each is started and asked, and that it answers as the bare engine does."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +12,22 @@ import httpx
 
 from bench.cpu import tree_seconds
 from bench.detector import Detections, Detector, environment
-from bench.environment import python_of
+from bench.environment import UnavailableError, python_of
 from bench.fleet import ROOMY, new_postgres, postmaster_of
+from bench.load import measured
 from bench.machine import ROOT
 from bench.peers import ENGINES
 from bench.request import Request, open_inference, raw
+from bench.rounds import GivenUpError, Window
 from inference_worker.cpus import granted_cpus
 from tests.e2e.service import Part, free_port
 from tests.support.rabbitmq import RabbitMQ
 
 START_SECONDS = 120
 LEAST_OVERLAP = 0.99
+LONGEST_REASON = 500
+WARM_UP = 40
+WARM_UP_CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,13 @@ class Running:
     servers: Mapping[str, int]
     rabbitmq: RabbitMQ | None
 
+    def measured(self, request: Request, requests: int, connections: int) -> Window:
+        """See `bench.load.measured`. Raises `GivenUpError` where an answer is not what it should be."""
+        try:
+            return measured(self, request, requests, connections)
+        except RuntimeError as error:
+            raise GivenUpError(str(error)[-LONGEST_REASON:]) from error
+
     def cpu_seconds(self) -> Mapping[str, float]:
         return {role: tree_seconds(pid) for role, pid in {"peer": self.pid, **self.servers}.items()}
 
@@ -74,12 +86,35 @@ class WrongAnswerError(Exception):
     """A peer does not find what the bare engine finds."""
 
 
+def enter_all(
+    stack: ExitStack,
+    peers: Iterable[Peer],
+    folder: Path,
+    model: Path,
+    jpeg: bytes,
+    expected: Detections,
+    *,
+    whole: bool,
+) -> tuple[Sequence[Running], dict[str, str]]:
+    """Those that run, until the stack is closed; and why the others do not, by name. See `running`."""
+    entered, left_out = [], {}
+    for number, peer in enumerate(peers):
+        try:
+            # Short: Ray puts sockets below it, whose paths may have 107 bytes.
+            place = folder / f"peer{number}"
+            entered.append(stack.enter_context(running(peer, place, model, jpeg, expected, whole=whole)))
+        except (UnavailableError, AssertionError, WrongAnswerError, GivenUpError) as error:
+            left_out[peer.name] = str(error)[-LONGEST_REASON:]
+    return entered, left_out
+
+
 @contextmanager
 def running(
     peer: Peer, folder: Path, model: Path, jpeg: bytes, expected: Detections, *, whole: bool
 ) -> Iterator[Running]:
-    """Raises `UnavailableError` where it cannot be installed, `WrongAnswerError` where it finds something else than
-    `expected` in the JPEG. `whole`: see `Detector`."""
+    """Raises `UnavailableError` where it cannot be installed, `AssertionError` where it does not start,
+    `WrongAnswerError` where it finds something else than `expected` in the JPEG, and `GivenUpError` where it does not
+    stand a few clients. `whole`: see `Detector`."""
     python = python_of(peer.pins)
     folder.mkdir(parents=True)
     with ExitStack() as stack:
@@ -110,7 +145,9 @@ def running(
         found = peer.found(_answer(url, peer.ask(jpeg)).json())
         if not alike(found, expected):
             raise WrongAnswerError(f"{peer.name} found {found} where the bare engine finds {expected}.")
-        yield Running(peer, url, part.pid, servers, rabbitmq)
+        running = Running(peer, url, part.pid, servers, rabbitmq)
+        running.measured(peer.ask(jpeg), WARM_UP, WARM_UP_CONNECTIONS)
+        yield running
 
 
 def expected_of(model: Path, jpeg: bytes, *, whole: bool) -> Detections:

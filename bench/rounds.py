@@ -14,9 +14,14 @@ class Window:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
+class GivenUpError(Exception):
+    """A contender cannot go on. The message says why."""
+
+
 @dataclass(frozen=True)
 class Contender:
-    """`measure` takes one window. It has nothing to warm up: the scenario has done that."""
+    """`measure` takes one window. It has nothing to warm up: the scenario has done that. Where it raises
+    `GivenUpError`, the contender is left out, with all its windows."""
 
     name: str
     measure: Callable[[], Window]
@@ -71,6 +76,7 @@ def play(contest: Contest, rounds: int, told: Callable[[int, str, Window], None]
     """A B C A B C, the limit before and after each. `told`: of each window as it ends, with its round from 1."""
     windows: dict[str, list[Window]] = {contender.name: [] for contender in contest.contenders}
     ratios: dict[str, list[float]] = {contender.name: [] for contender in contest.contenders}
+    left_out = dict(contest.left_out)
     limits: list[Window] = []
 
     def measure(number: int, contender: Contender) -> Window:
@@ -81,14 +87,20 @@ def play(contest: Contest, rounds: int, told: Callable[[int, str, Window], None]
     limits.append(measure(1, contest.limit))
     for number in range(1, rounds + 1):
         for contender in contest.contenders:
-            window = measure(number, contender)
+            if contender.name in left_out:
+                continue
+            try:
+                window = measure(number, contender)
+            except GivenUpError as error:
+                left_out[contender.name] = str(error)
+                continue
             limits.append(measure(number, contest.limit))
             windows[contender.name].append(with_added(window, limits[-2], limits[-1], contest.added))
             ratios[contender.name].append(ratio(window, limits[-2], limits[-1]))
     return Result(
-        [standing(name, taken, ratios[name]) for name, taken in windows.items()],
+        [standing(name, taken, ratios[name]) for name, taken in windows.items() if name not in left_out],
         standing(contest.limit.name, limits, None),
-        contest.left_out,
+        left_out,
     )
 
 

@@ -22,5 +22,6 @@ class Detecting:
 
 
 if __name__ == "__main__":
-    command = ("bentoml", "serve", "bench.peers.bentoml:Detecting", "--host", "127.0.0.1", "--port", sys.argv[1])
-    os.execv(sys.executable, [sys.executable, "-m", *command, "--working-dir", str(Path(__file__).parents[2])])  # noqa: S606
+    program = str(Path(sys.executable).with_name("bentoml"))
+    place = ("--host", "127.0.0.1", "--port", sys.argv[1], "--working-dir", str(Path(__file__).parents[2]))
+    os.execv(program, [program, "serve", "bench.peers.bentoml:Detecting", *place])  # noqa: S606

@@ -45,7 +45,8 @@ def main() -> None:
         "metrics_dir": str(folder / "metrics"),
     }
     (folder / "settings.json").write_text(json.dumps(settings))
-    os.execv(sys.executable, [sys.executable, "-m", "mlserver", "start", str(folder)])  # noqa: S606
+    program = str(Path(sys.executable).with_name("mlserver"))
+    os.execv(program, [program, "start", str(folder)])  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 engine."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import islice
@@ -12,13 +12,12 @@ import psycopg
 
 from bench.bare_engine import bare_engine
 from bench.detector import Detections
-from bench.environment import UnavailableError
 from bench.fleet import TRANSPORTS, Fleet, fleet, per_thing
-from bench.load import Served, closed_loop, cpu_figures, measured
-from bench.peer import LEAST_OVERLAP, PEERS, WrongAnswerError, alike, expected_of, running
+from bench.load import closed_loop, cpu_figures, measured
+from bench.peer import LEAST_OVERLAP, PEERS, WrongAnswerError, alike, enter_all, expected_of
 from bench.peers import ENGINES
 from bench.pictures import distinct, model_and_photo, written
-from bench.request import Request, predict
+from bench.request import predict
 from bench.rounds import Contender, Contest, Window
 from bench.scenario import Scenario, program
 
@@ -43,12 +42,9 @@ def contest(
     files = written(islice(distinct(photo), size), folder / "pictures")
     expected = expected_of(model, photo, whole=whole)
     contenders: list[Contender] = []
-    left_out: dict[str, str] = {}
 
-    def enter(name: str, served: Served, request: Request) -> None:
-        measured(served, request, WARM_UP, max(connections))
-        for each in connections:
-            contenders.append(Contender(f"{name}, c={each}", partial(measured, served, request, size, each)))
+    def enter(name: str, measure: Callable[[int, int], Window]) -> None:
+        contenders.extend(Contender(f"{name}, c={each}", partial(measure, size, each)) for each in connections)
 
     with ExitStack() as stack:
         bare = stack.enter_context(bare_engine("openvino", model, files))
@@ -57,15 +53,13 @@ def contest(
             found = _found(ours, photo)
             if not alike(found, expected, least_overlap):
                 raise WrongAnswerError(f"We found {found} where the bare engine finds {expected}.")
-            enter(transport, ours, predict(ours.service, photo, wait=True))
+            measure = partial(measured, ours, predict(ours.service, photo, wait=True))
+            measure(WARM_UP, max(connections))
+            enter(transport, measure)
             contenders.append(Contender(f"{transport}, asynchronous", partial(_asynchronous, ours, photo, size)))
-        for peer in PEERS:
-            try:
-                started = stack.enter_context(running(peer, folder / peer.pins, model, photo, expected, whole=whole))
-            except (UnavailableError, WrongAnswerError, AssertionError) as error:
-                left_out[peer.name] = str(error)
-                continue
-            enter(peer.name, started, peer.ask(photo))
+        peers, left_out = enter_all(stack, PEERS, folder, model, photo, expected, whole=whole)
+        for running in peers:
+            enter(running.peer.name, partial(running.measured, running.peer.ask(photo)))
         yield Contest(contenders, Contender("bare engine", partial(bare.measure, size)), left_out=left_out)
 
 

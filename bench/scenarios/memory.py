@@ -6,12 +6,11 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from bench.environment import UnavailableError
 from bench.fleet import Fleet, fleet, per_thing
 from bench.large_file import ROOM, LargeFile
 from bench.load import closed_loop
 from bench.peaks import peak_mb, reset_peak
-from bench.peer import PEERS, Running, WrongAnswerError, expected_of, running
+from bench.peer import PEERS, Running, enter_all, expected_of
 from bench.peers import ENGINES
 from bench.pictures import model_and_photo, phone_photo, with_tail
 from bench.request import Request, predict
@@ -33,7 +32,6 @@ def _open(folder: Path, size: int) -> Iterator[Contest]:
     model, photo = model_and_photo()
     picture = with_tail(phone_photo(photo), SMALL_MB * MB)
     expected = expected_of(model, photo, whole=False)
-    left_out: dict[str, str] = {}
     with ExitStack() as stack:
         settings = {"WHARF_SLOTS": str(ENGINES)}
         ours = stack.enter_context(fleet("amqp", folder / "amqp", model, settings, broker_settings=ROOM))
@@ -43,13 +41,11 @@ def _open(folder: Path, size: int) -> Iterator[Contest]:
         ]
         request = predict(ours.service, picture, wait=True)
         contenders.append(Contender(f"pictures of {SMALL_MB} MB", partial(_look, ours, request)))
-        for peer in (peer for peer in PEERS if peer.queued):
-            try:
-                started = stack.enter_context(running(peer, folder / peer.pins, model, photo, expected, whole=False))
-            except (UnavailableError, WrongAnswerError, AssertionError) as error:
-                left_out[peer.name] = str(error)
-                continue
-            contenders.append(Contender(f"{peer.name}, of {SMALL_MB} MB", partial(_look, started, peer.ask(picture))))
+        queued = [peer for peer in PEERS if peer.queued]
+        peers, left_out = enter_all(stack, queued, folder, model, photo, expected, whole=False)
+        for running in peers:
+            request = running.peer.ask(picture)
+            contenders.append(Contender(f"{running.peer.name}, of {SMALL_MB} MB", partial(_look, running, request)))
         yield Contest(contenders, limit, added=[BROKER], left_out=left_out)
 
 

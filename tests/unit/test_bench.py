@@ -28,7 +28,7 @@ from bench.peer import PEERS, alike
 from bench.pictures import NUMBER, distinct, model_and_photo, tiny
 from bench.report import as_json, table
 from bench.request import open_inference, raw
-from bench.rounds import Contender, Contest, Result, Window, play
+from bench.rounds import Contender, Contest, GivenUpError, Result, Window, play
 from bench.scenario import MissingError, found, program
 from inference_worker.decode import decode
 
@@ -90,6 +90,23 @@ def test_who_is_left_out_is_named_in_the_table_and_in_the_json() -> None:
     result = play(contest, 1, lambda *_: None)
     assert "Left out: Peer. pip found no such version." in table(result, "images")
     assert as_json(result)["left_out"] == {"Peer": "pip found no such version."}
+
+
+def test_a_contender_that_gives_up_is_left_out_and_the_others_go_on() -> None:
+    ran: list[str] = []
+    steady = contender("A", iter([1.0, 1.0, 1.0]), ran)
+    windows = iter([Window(1)])
+
+    def measure() -> Window:
+        for window in windows:
+            return window
+        raise GivenUpError("HTTP 500")
+
+    contest = Contest([Contender("B", measure), steady], contender("limit", iter([1.0] * 7), ran))
+    result = play(contest, 3, lambda *_: None)
+    assert [standing.name for standing in result.contenders] == ["A"]
+    assert result.left_out == {"B": "HTTP 500"}
+    assert ran.count("A") == 3
 
 
 def test_the_json_has_the_median_the_spread_and_every_round() -> None:
