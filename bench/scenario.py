@@ -20,8 +20,8 @@ class MissingError(Exception):
 @dataclass(frozen=True)
 class Scenario:
     """`size`: how many `things` a window has unless somebody says otherwise. `open` is given a folder that is its own
-    and the size; everything that it started has ended when its context has. It raises
-    `MissingError` where the machine cannot do it."""
+    and the size; everything that it started has ended when its context has. It raises `MissingError` where the machine
+    cannot do it."""
 
     letter: str
     title: str

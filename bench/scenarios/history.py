@@ -66,6 +66,8 @@ def _open(folder: Path, size: int) -> Iterator[Contest]:
 def _finish(fleet: Fleet, tasks: int) -> None:
     """Rows as a day of work has left them."""
     with psycopg.connect(fleet.service.database, autocommit=True) as connection:
+        # Keys that are looked up for each row would take most of the time, and every one is right.
+        connection.execute("SET session_replication_role = replica")
         for start in range(0, tasks, AT_ONCE):
             jobs = min(AT_ONCE, tasks - start) // INPUTS_OF_A_JOB
             connection.execute(FINISHED, {"jobs": jobs, "inputs": INPUTS_OF_A_JOB})
