@@ -10,7 +10,6 @@ import matplotlib as mpl
 from matplotlib import pyplot
 
 ALL = "CPU ms"
-OUTSIDE = ("client ms", "publisher ms", "first result ms")
 COLOURS = {
     "slots ms": "#4c78a8",
     "worker ms": "#72b7b2",
@@ -25,7 +24,7 @@ REST = "#bab0ac"
 
 
 def main() -> None:
-    mpl.use("svg" if sys.argv[1:] == [] else "agg")
+    mpl.use("agg")
     source = Path(sys.argv[1])
     document = json.loads(source.read_text())
     standings = [document["limit"], *document["contenders"]]
