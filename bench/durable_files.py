@@ -20,7 +20,8 @@ def durable_files(folder: Path, contents: Iterable[bytes], threads: int) -> Wind
         try:
             os.write(file, content)
             os.fdatasync(file)
-            os.link(f"/proc/self/fd/{file}", folder / str(number), follow_symlinks=True)
+            # With a folder's descriptor Python calls linkat(2), which can follow the link to the file.
+            os.link(f"/proc/self/fd/{file}", folder / str(number), src_dir_fd=file, follow_symlinks=True)
         finally:
             os.close(file)
 
