@@ -36,7 +36,7 @@ def main() -> None:
     if costed:
         _cpu(axes[0][1], standings, document["things"])
     machine = document["machine"]
-    figure.suptitle(f"{document['title']}\n", fontsize=10)
+    figure.suptitle(document["title"], fontsize=10)
     figure.text(
         0.99,
         0.01,
@@ -47,7 +47,7 @@ def main() -> None:
         color="#666666",
     )
     figure.tight_layout()
-    figure.savefig(source.with_suffix(".png"), dpi=130)
+    figure.savefig(source.with_suffix(".png"), dpi=130, bbox_inches="tight")
 
 
 def _rates(axes: Any, standings: list[dict[str, Any]], things: str) -> None:
@@ -67,7 +67,7 @@ def _rates(axes: Any, standings: list[dict[str, Any]], things: str) -> None:
 
 
 def _cpu(axes: Any, standings: list[dict[str, Any]], things: str) -> None:
-    """Each role's part of what one thing costs; a limit has no roles, and is all of one colour."""
+    """Each role's part of what one thing costs; most limits have no roles."""
     roles = list(dict.fromkeys(name for each in standings for name in each["figures"] if name in COLOURS))
     starts = [0.0] * len(standings)
     for role in roles:
@@ -78,9 +78,9 @@ def _cpu(axes: Any, standings: list[dict[str, Any]], things: str) -> None:
         max(0.0, standing["figures"].get(ALL, {"median": 0})["median"] - start)
         for standing, start in zip(standings, starts, strict=True)
     ]
-    axes.barh(range(len(standings)), rest, left=starts, color=REST, label="the limit's own")
+    axes.barh(range(len(standings)), rest, left=starts, color=REST, label="not told apart")
     axes.set_xlabel(f"CPU ms of one of the {things}, by role", fontsize=8)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.tick_params(labelsize=8)
 
 
