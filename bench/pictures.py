@@ -24,7 +24,7 @@ and which are base64 as they stand."""
 TINY = (32, 32)
 
 PHONE = (3024, 4032)
-GRAIN = 6
+GRAIN = 10
 """Of 255: as much as makes the file of a phone's size."""
 
 
@@ -42,7 +42,7 @@ def tiny() -> bytes:
 
 
 def phone_photo(photo: bytes) -> bytes:
-    """The photo drawn larger, in 12 megapixels and upright, with grain: about 4 MB."""
+    """The photo drawn larger, in 12 megapixels and upright, with grain: about 3 MB."""
     with Image.open(io.BytesIO(photo)) as image:
         large = np.asarray(image.convert("RGB").resize(PHONE, Image.Resampling.BICUBIC), dtype=np.int16)
     grain = np.random.default_rng(0).integers(-GRAIN, GRAIN + 1, large.shape, dtype=np.int16)
