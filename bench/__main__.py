@@ -41,9 +41,7 @@ def main() -> None:
     for name in arguments.scenarios or scenarios:
         scenario = scenarios[name]
         size = arguments.size or scenario.size
-        _say(
-            f"\n{name} ({scenario.letter}): {scenario.title}; {arguments.rounds} rounds, {size} {scenario.things} each"
-        )
+        _say(f"\n{name} ({scenario.letter}): {scenario.title}; {arguments.rounds} rounds of size {size:,}")
         try:
             result = _play(scenario, arguments.rounds, size)
         except MissingError as error:
@@ -98,7 +96,7 @@ def _arguments(scenarios: Mapping[str, Scenario]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=_count, default=ROUNDS, help=f"{ROUNDS} unless told; fewer prove nothing")
     parser.add_argument(
-        "--size", type=_count, help="pictures, inputs or tasks of a window, in place of the scenario's own"
+        "--size", type=_count, help="of a window, in place of the scenario's own; README.md tells what it counts"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
     parser.add_argument(
