@@ -9,6 +9,7 @@ PORT ?= 8000
 SCENARIO ?=
 ROUNDS ?= 5
 JSON ?=
+PUBLISH ?=
 SIDE_BY_SIDE ?= --numprocesses 3 --dist loadfile
 SECONDS ?= 600
 SEED ?=
@@ -32,8 +33,8 @@ test: setup ## Run all tests, on the embedded Postgres and on Debian's, with Deb
 up: setup ## Run the service on this machine until Ctrl-C: DATA=folder PORT=number
 	@$(BIN)/wharf up --data "$(DATA)" --port $(PORT) $(if $(MODEL),--model "$(MODEL)")
 
-bench: setup ## Measure what bench/README.md tells: SCENARIO="a d release" ROUNDS=number JSON=file
-	@.ci/with-rabbitmq $(BIN)/python -m bench $(SCENARIO) --rounds $(ROUNDS) $(if $(JSON),--json "$(JSON)")
+bench: setup ## Measure what bench/README.md tells: SCENARIO="a d release" ROUNDS=number JSON=file PUBLISH=yes
+	@.ci/with-rabbitmq $(BIN)/python -m bench $(SCENARIO) --rounds $(ROUNDS) $(if $(JSON),--json "$(JSON)") $(if $(PUBLISH),--publish)
 
 faults: setup ## Hurt a whole fleet at random, and hold it to what it promised: SECONDS=600 SEED=number
 	@.ci/with-rabbitmq $(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) $(if $(SEED),--seed "$(SEED)")

@@ -3,22 +3,26 @@
 import argparse
 import json
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bench import machine
+from bench.environment import UnavailableError, python_of
 from bench.report import as_json, table
 from bench.rounds import Result, Window, play
-from bench.scenario import Scenario, found
+from bench.scenario import MissingError, Scenario, found
 from tests.support.rabbitmq import available
 
 ROUNDS = 5
 """Fewer show that it runs, and no more."""
+
+PUBLISHED = machine.ROOT / "docs" / "benchmarks"
 
 
 def main() -> None:
@@ -31,20 +35,30 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     here = machine.describe()
-    document = {"machine": here, "rounds": arguments.rounds, "scenarios": {}}
+    documents: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     _say(machine.line(here))
     for name in arguments.scenarios or scenarios:
         scenario = scenarios[name]
         size = arguments.size or scenario.size
-        _say(
-            f"\n{name} ({scenario.letter}): {scenario.title}; {arguments.rounds} rounds, {size} {scenario.things} each"
-        )
-        result = _play(scenario, arguments.rounds, size)
+        _say(f"\n{name} ({scenario.letter}): {scenario.title}; {arguments.rounds} rounds of size {size:,}")
+        try:
+            result = _play(scenario, arguments.rounds, size)
+        except MissingError as error:
+            _say(f"{name} is left out. {error}")
+            left_out[name] = str(error)
+            continue
         sys.stdout.write(f"{table(result, scenario.things)}\n")
         sys.stdout.flush()
-        document["scenarios"][name] = {"title": scenario.title, "size": size, **as_json(result)}
+        told = {"title": scenario.title, "things": scenario.things, "size": size, **as_json(result)}
+        documents[name] = told
         if arguments.json:
-            arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+            run = {"machine": here, "rounds": arguments.rounds, "scenarios": documents, "left_out": left_out}
+            arguments.json.write_text(json.dumps(run, indent=2) + "\n")
+        if arguments.publish:
+            _publish(name, {"machine": here, "rounds": arguments.rounds, **told})
+    if left_out:
+        sys.exit(1)
 
 
 def _play(scenario: Scenario, rounds: int, size: int) -> Result:
@@ -56,6 +70,17 @@ def _play(scenario: Scenario, rounds: int, size: int) -> Result:
 
     with tempfile.TemporaryDirectory(prefix="wharf-bench-") as folder, scenario.open(Path(folder), size) as contest:
         return play(contest, rounds, told)
+
+
+def _publish(name: str, document: Mapping[str, Any]) -> None:
+    """The figures, and a picture of them."""
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
+    file = PUBLISHED / f"{name}.json"
+    file.write_text(json.dumps(document, indent=2) + "\n")
+    try:
+        subprocess.run([python_of("charts"), "-m", "bench.charts", file], check=True, cwd=machine.ROOT)
+    except UnavailableError as error:
+        _say(f"There is no picture of it. {error}")
 
 
 def _arguments(scenarios: Mapping[str, Scenario]) -> argparse.Namespace:
@@ -71,9 +96,12 @@ def _arguments(scenarios: Mapping[str, Scenario]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=_count, default=ROUNDS, help=f"{ROUNDS} unless told; fewer prove nothing")
     parser.add_argument(
-        "--size", type=_count, help="pictures, inputs or tasks of a window, in place of the scenario's own"
+        "--size", type=_count, help="of a window, in place of the scenario's own; README.md tells what it counts"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
+    parser.add_argument(
+        "--publish", action="store_true", help="write the figures and a picture of each table to docs/benchmarks"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.scenarios if name not in scenarios]
     if unknown:

@@ -2,10 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import psycopg
@@ -33,15 +34,19 @@ ASKED = """
 
 @dataclass(frozen=True)
 class Fleet:
-    """`worker` and `broker` are missing where only a relay is looked at, `relay` and `rabbitmq` where there is no
+    """`workers` and `broker` are missing where only a relay is looked at, `relay` and `rabbitmq` where there is no
     queue."""
 
     service: Service
     postmaster: int
     broker: Part | None = None
-    worker: Part | None = None
+    workers: Sequence[Part] = ()
     relay: Part | None = None
     rabbitmq: RabbitMQ | None = None
+
+    @property
+    def url(self) -> str:
+        return self.service.url
 
     def cpu_seconds(self) -> Mapping[str, float]:
         """Used so far, by role. Postgres: all its processes. The slots: those that have died too."""
@@ -50,9 +55,9 @@ class Fleet:
             seconds["broker"] = tree_seconds(self.broker.pid)
         if self.relay:
             seconds["relay"] = tree_seconds(self.relay.pid)
-        if self.worker:
-            seconds["worker"] = own_seconds(self.worker.pid)
-            seconds["slots"] = below_seconds(self.worker.pid)
+        if self.workers:
+            seconds["worker"] = sum(own_seconds(worker.pid) for worker in self.workers)
+            seconds["slots"] = sum(below_seconds(worker.pid) for worker in self.workers)
         seconds["Postgres"] = tree_seconds(self.postmaster)
         if self.rabbitmq:
             seconds["RabbitMQ"] = tree_seconds(self.rabbitmq.pid)
@@ -71,11 +76,19 @@ class Fleet:
 
 
 @contextmanager
-def fleet(transport: str, folder: Path, model: Path, **worker: str) -> Iterator[Fleet]:
-    """Broker and one worker with a warm engine, and with `amqp` a relay in between. `worker`: its settings."""
+def fleet(
+    transport: str,
+    folder: Path,
+    model: Path,
+    worker_settings: Mapping[str, str],
+    *,
+    workers: int = 1,
+    broker_settings: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Fleet]:
+    """Broker and workers with warm engines, and with `amqp` a relay in between."""
     with ExitStack() as stack:
         installation, service, postmaster = stack.enter_context(new_installation(folder))
-        broker = installation.broker()
+        broker = installation.broker(**broker_settings)
         relay = rabbitmq = None
         queue: dict[str, str] = {}
         if transport == "amqp":
@@ -83,9 +96,13 @@ def fleet(transport: str, folder: Path, model: Path, **worker: str) -> Iterator[
             relay = installation.relay("relay-1", rabbitmq.url())
             start_worker(relay)
             queue = {"WHARF_AMQP_URL": rabbitmq.url()}
-        started = installation.worker("worker-1", WHARF_MODEL=str(model), **queue, **worker)
-        start_worker(started)
-        yield Fleet(service, postmaster, broker, started, relay, rabbitmq)
+        parts = [
+            installation.worker(f"worker-{number}", WHARF_MODEL=str(model), **queue, **worker_settings)
+            for number in range(1, workers + 1)
+        ]
+        for part in parts:
+            start_worker(part)
+        yield Fleet(service, postmaster, broker, parts, relay, rabbitmq)
 
 
 @contextmanager
@@ -107,10 +124,7 @@ def per_thing(before: Mapping[str, float], after: Mapping[str, float], things: i
 def new_installation(folder: Path) -> Iterator[tuple[Installation, Service, int]]:
     """A durable Postgres of its own that counts its statements; with the postmaster's pid."""
     folder.mkdir(parents=True)
-    postgres = Postgres(folder / "postgres")
-    with ExitStack() as stack:
-        stack.callback(lambda: asyncio.run(postgres.stop()))
-        asyncio.run(postgres.start())
+    with new_postgres(folder) as postgres:
         with psycopg.connect(postgres.url(), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {DATABASE}")
             connection.execute("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
@@ -118,10 +132,28 @@ def new_installation(folder: Path) -> Iterator[tuple[Installation, Service, int]
         asyncio.run(postgres.start())
         with psycopg.connect(postgres.url(database=DATABASE), autocommit=True) as connection:
             connection.execute("CREATE EXTENSION pg_stat_statements")
-            postmaster = psutil.Process(connection.info.backend_pid).ppid()
         installation = Installation(folder, lambda role: postgres.url(role, DATABASE))
-        stack.callback(installation.stop)
-        yield installation, installation.migrate(), postmaster
+        try:
+            yield installation, installation.migrate(), postmaster_of(postgres.url())
+        finally:
+            installation.stop()
+
+
+@contextmanager
+def new_postgres(folder: Path) -> Iterator[Postgres]:
+    """Durable, and empty. `folder`: its cluster is in `postgres` below it."""
+    postgres = Postgres(folder / "postgres")
+    try:
+        asyncio.run(postgres.start())
+        yield postgres
+    finally:
+        asyncio.run(postgres.stop())
+
+
+def postmaster_of(url: str) -> int:
+    """The pid of the process that all others of the server are children of."""
+    with psycopg.connect(url) as connection:
+        return int(psutil.Process(connection.info.backend_pid).ppid())
 
 
 def _total(overview: str, counter: str) -> float:

@@ -1,87 +1,98 @@
-"""Clients in a closed loop: each sends its next picture when it has the last one's answer.
+"""Clients in a closed loop: each sends its next request when it has the last one's answer.
 
-One process, requests made beforehand, answers only looked at: on the same cores as the service, it has to cost little.
-"""
+wrk, with one thread: on the same cores as the service, a client has to cost little."""
 
-import asyncio
-import time
-from collections.abc import Iterator, Sequence
+import resource
+import subprocess
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from itertools import count
+from pathlib import Path
+from typing import Protocol
 
-import uvloop
+from bench.fleet import per_thing
+from bench.pictures import NUMBER
+from bench.request import Request
+from bench.rounds import Window
+from bench.scenario import program
 
-from tests.e2e.service import Service
+SCRIPT = Path(__file__).with_name("wrk.lua")
+LONGEST_SECONDS = 900
+ANSWER_SECONDS = 60
 
-BOUNDARY = "bench-b7c2"
-WAIT_SECONDS = 60
-ANSWER_SECONDS = 90
+_numbers = count(step=10_000_000)
+"""The first of each loop: no picture is sent twice."""
+
+
+class Served(Protocol):
+    """What is measured: it answers at `url`; `cpu_seconds` tells what it has used so far, by role."""
+
+    @property
+    def url(self) -> str: ...
+
+    def cpu_seconds(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
 class Load:
-    """`latencies`: of each answer in seconds, sorted. `seconds`: from the first request to the last answer."""
+    """`seconds`: from the first request to the last answer; `client_seconds`: CPU. The percentiles are an answer's, in
+    seconds; those of more than one connection are wrk's, with what it adds for answers that took over twice the mean.
+    """
 
     seconds: float
-    latencies: Sequence[float]
-
-    def percentile(self, part: float) -> float:
-        return self.latencies[min(len(self.latencies) - 1, int(part * len(self.latencies)))]
-
-
-def closed_loop(service: Service, pictures: Sequence[bytes], connections: int) -> Load:
-    """Every picture once. Raises where one is not answered with its result."""
-    return uvloop.run(_closed_loop(service, [_request(service, picture) for picture in pictures], connections))
+    p50: float
+    p95: float
+    p99: float
+    client_seconds: float
 
 
-async def _closed_loop(service: Service, requests: Sequence[bytes], connections: int) -> Load:
-    place = urlsplit(service.url)
-    # Open before the clock runs.
-    streams = [await asyncio.open_connection(place.hostname, place.port) for _ in range(connections)]
-    latencies: list[float] = []
-    remaining = iter(requests)
-    try:
-        began = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for reader, writer in streams:
-                group.create_task(_client(reader, writer, remaining, latencies))
-        return Load(time.perf_counter() - began, sorted(latencies))
-    finally:
-        for _, writer in streams:
-            writer.close()
+def closed_loop(url: str, request: Request, requests: int, connections: int) -> Load:
+    """Raises where one is not answered well."""
+    wrk = program("wrk")
+    before = _children_seconds()
+    with tempfile.NamedTemporaryFile() as template:
+        template.write(request.written(url))
+        template.flush()
+        loop = (template.name, NUMBER.decode(), next(_numbers), requests, connections, request.status, request.words)
+        options = f"-t1 -c{connections} -d{LONGEST_SECONDS}s --timeout {ANSWER_SECONDS}s".split()
+        done = subprocess.run(
+            [wrk, *options, "-s", SCRIPT, url, "--", *map(str, loop)], capture_output=True, text=True, check=False
+        )
+    if done.returncode != 0:
+        raise RuntimeError(f"{request.method} {request.path} was not answered as it should be:\n{done.stderr}")
+    sent, answered, seconds, *percentiles = map(float, done.stdout.splitlines()[-1].split())
+    if not sent == answered == requests:
+        raise RuntimeError(f"{sent:.0f} of {requests} requests were sent and {answered:.0f} answered:\n{done.stdout}")
+    p50, p95, p99 = (microseconds / 1e6 for microseconds in percentiles)
+    return Load(seconds, p50, p95, p99, _children_seconds() - before)
 
 
-async def _client(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, remaining: Iterator[bytes], latencies: list[float]
-) -> None:
-    for request in remaining:
-        began = time.perf_counter()
-        writer.write(request)
-        async with asyncio.timeout(ANSWER_SECONDS):
-            head, body = await _answer(reader)
-        if not head.startswith(b"HTTP/1.1 200 ") or b'"state":"succeeded"' not in body:
-            raise RuntimeError(f"A picture was not answered with its result:\n{head.decode()}{body[:500].decode()}")
-        latencies.append(time.perf_counter() - began)
-
-
-async def _answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    head = await reader.readuntil(b"\r\n\r\n")
-    for line in head.lower().split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name == b"content-length":
-            return head, await reader.readexactly(int(value))
-    raise RuntimeError(f"An answer does not say how long it is:\n{head.decode()}")
-
-
-def _request(service: Service, picture: bytes) -> bytes:
-    part = 'Content-Disposition: form-data; name="image"; filename="picture.jpg"\r\nContent-Type: image/jpeg'
-    body = f"--{BOUNDARY}\r\n{part}\r\n\r\n".encode() + picture + f"\r\n--{BOUNDARY}--\r\n".encode()
-    head = (
-        "POST /v1/predict HTTP/1.1",
-        f"Host: {urlsplit(service.url).netloc}",
-        f"Authorization: Bearer {service.key}",
-        f"Prefer: wait={WAIT_SECONDS}",
-        f"Content-Type: multipart/form-data; boundary={BOUNDARY}",
-        f"Content-Length: {len(body)}",
+def measured(served: Served, request: Request, requests: int, connections: int) -> Window:
+    """A closed loop and what it cost: CPU of all that serves, without the client's."""
+    before = served.cpu_seconds()
+    load = closed_loop(served.url, request, requests, connections)
+    cpu = per_thing(before, served.cpu_seconds(), requests)
+    return Window(
+        requests / load.seconds,
+        {
+            "p50 ms": load.p50 * 1000,
+            "p95 ms": load.p95 * 1000,
+            "p99 ms": load.p99 * 1000,
+            **cpu_figures(cpu),
+            "client ms": load.client_seconds / requests * 1000,
+        },
     )
-    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def cpu_figures(cpu: Mapping[str, float]) -> dict[str, float]:
+    """Of seconds by role: the sum, and each role's own, in milliseconds."""
+    return {
+        "CPU ms": sum(cpu.values()) * 1000,
+        **{f"{role} ms": seconds * 1000 for role, seconds in cpu.items()},
+    }
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

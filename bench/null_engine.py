@@ -9,11 +9,13 @@ from inference_worker.decode import Picture
 from inference_worker.engines import ModelDescription
 
 NULL_ENGINE = "bench.null_engine:NullEngine"
-SECONDS = 0.0015
+SLOW_ENGINE = "bench.null_engine:SlowEngine"
 
 
 class NullEngine:
-    """Whatever the model file is. It finds nothing."""
+    """Whatever the model file is. It finds nothing, in `seconds`."""
+
+    seconds = 0.0015
 
     def __init__(self, model_path: Path, threads: int, precision: str) -> None:
         pass
@@ -26,5 +28,9 @@ class NullEngine:
         pass
 
     def infer(self, picture: Picture, parameters: Parameters) -> list[Detection]:
-        time.sleep(SECONDS)
+        time.sleep(self.seconds)
         return []
+
+
+class SlowEngine(NullEngine):
+    seconds = 0.02

@@ -15,13 +15,15 @@ def table(result: Result, things: str) -> str:
         medians = [_number(standing.figures[name].median) if name in standing.figures else "" for name in figures]
         judged = "limit" if standing.ratio is None else _spread(standing.ratio)
         rows.append([standing.name, _spread(standing.per_second), judged, *medians])
-    return _markdown(rows)
+    left_out = [f"\nLeft out: {name}. {why}" for name, why in result.left_out.items()]
+    return "\n".join([_markdown(rows), *left_out])
 
 
 def as_json(result: Result) -> dict[str, Any]:
     return {
         "limit": _standing_json(result.limit),
         "contenders": [_standing_json(standing) for standing in result.contenders],
+        "left_out": dict(result.left_out),
     }
 
 

@@ -2,11 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +21,15 @@ import pytest
 from bench import __main__ as command
 from bench import scenarios
 from bench.cpu import below_seconds
-from bench.pictures import distinct, model_and_photo, tiny
+from bench.environment import PINS
+from bench.load import closed_loop
+from bench.machine import ROOT
+from bench.peer import PEERS, alike
+from bench.pictures import NUMBER, distinct, model_and_photo, tiny
 from bench.report import as_json, table
-from bench.rounds import Contender, Contest, Result, Window, play
-from bench.scenario import found
+from bench.request import open_inference, raw
+from bench.rounds import Contender, Contest, GivenUpError, Result, Window, play
+from bench.scenario import MissingError, found, program
 from inference_worker.decode import decode
 
 
@@ -58,6 +70,45 @@ def test_each_window_is_told_with_its_round() -> None:
     assert told == [(1, "limit", 4), (1, "A", 2), (1, "limit", 5), (2, "A", 3), (2, "limit", 6)]
 
 
+def test_a_figure_that_is_added_is_told_above_the_mean_of_the_limits_around() -> None:
+    limits = iter([Window(1, {"p50 ms": 10.0}), Window(1, {"p50 ms": 14.0})])
+    measured = Window(1, {"p50 ms": 20.0})
+    contest = Contest(
+        [Contender("A", lambda: measured), Contender("B", lambda: measured)],
+        Contender("limit", lambda: next(limits, Window(1, {"p50 ms": 30.0}))),
+        added=["p50 ms", "what only some show"],
+    )
+    first, second = play(contest, 1, lambda *_: None).contenders
+    assert first.figures["added p50 ms"].values == [8.0]
+    assert second.figures["added p50 ms"].values == [-2.0]
+    assert first.figures["p50 ms"].values == [20.0]
+    assert "added what only some show" not in first.figures
+
+
+def test_who_is_left_out_is_named_in_the_table_and_in_the_json() -> None:
+    contest = Contest([], Contender("limit", lambda: Window(1)), left_out={"Peer": "pip found no such version."})
+    result = play(contest, 1, lambda *_: None)
+    assert "Left out: Peer. pip found no such version." in table(result, "images")
+    assert as_json(result)["left_out"] == {"Peer": "pip found no such version."}
+
+
+def test_a_contender_that_gives_up_is_left_out_and_the_others_go_on() -> None:
+    ran: list[str] = []
+    steady = contender("A", iter([1.0, 1.0, 1.0]), ran)
+    windows = iter([Window(1)])
+
+    def measure() -> Window:
+        for window in windows:
+            return window
+        raise GivenUpError("HTTP 500")
+
+    contest = Contest([Contender("B", measure), steady], contender("limit", iter([1.0] * 7), ran))
+    result = play(contest, 3, lambda *_: None)
+    assert [standing.name for standing in result.contenders] == ["A"]
+    assert result.left_out == {"B": "HTTP 500"}
+    assert ran.count("A") == 3
+
+
 def test_the_json_has_the_median_the_spread_and_every_round() -> None:
     document = json.loads(json.dumps(as_json(played([]))))
     assert document["limit"]["per_second"] == {
@@ -86,7 +137,7 @@ def test_every_scenario_module_is_found() -> None:
     [folder] = scenarios.__path__
     modules = {path.stem for path in Path(folder).glob("*.py")} - {"__init__"}
     assert set(found()) == modules
-    assert {"cleanup", "end_to_end", "overhead", "release"} <= modules
+    assert {"accepted", "cleanup", "end_to_end", "latency", "overhead", "release", "stored"} <= modules
     letters = [scenario.letter for scenario in found().values()]
     assert len(set(letters)) == len(letters)
 
@@ -108,6 +159,94 @@ def test_distinct_pictures_are_other_bytes_and_the_same_pixels(jpeg: bytes) -> N
     assert len(set(pictures)) == len(pictures)
     first, *others = [decode(picture, "image/jpeg", 1).pixels for picture in pictures]
     assert all(np.array_equal(first, other) for other in others)
+
+
+def test_another_number_in_a_request_is_another_picture_of_the_same_pixels() -> None:
+    template = open_inference("model", tiny()).body
+    assert template.count(NUMBER) == 1
+    bodies = [json.loads(template.replace(NUMBER, number)) for number in (b"000000000001", b"000000000002")]
+    pictures = [tiny(), *(b64decode(body["inputs"][0]["data"][0], validate=True) for body in bodies)]
+    pictures += [raw("/", tiny()).body.replace(NUMBER, number) for number in (b"000000000001", b"000000000002")]
+    assert len(set(pictures)) == len(pictures)
+    first, *others = [decode(picture, "image/jpeg", 1).pixels for picture in pictures]
+    assert all(np.array_equal(first, other) for other in others)
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="no wrk on this machine: apt-get install wrk")
+@pytest.mark.parametrize(("requests", "connections"), [(50, 8), (20, 1), (5, 8)])
+def test_a_closed_loop_sends_so_many_requests_and_each_once(requests: int, connections: int) -> None:
+    with listening() as (url, bodies):
+        load = closed_loop(url, replace(raw("/", tiny()), words="fine"), requests, connections)
+    assert len(set(bodies)) == len(bodies) == requests
+    assert 0 < load.p50 <= load.p99 <= load.seconds + 0.001
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="no wrk on this machine: apt-get install wrk")
+def test_an_answer_that_is_not_what_it_should_be_ends_the_loop() -> None:
+    with listening() as (url, _), pytest.raises(RuntimeError, match="all is fine"):
+        closed_loop(url, replace(raw("/", tiny()), words="not in it"), 10, 2)
+
+
+@contextmanager
+def listening() -> Iterator[tuple[str, list[bytes]]]:
+    """An HTTP server that answers everything alike, and what it was sent."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Content-Length", "11")
+            self.end_headers()
+            self.wfile.write(b"all is fine")
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", bodies
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_boxes_are_alike_where_each_has_one_of_its_label_that_overlaps_enough() -> None:
+    def found(label: str, x2: float) -> dict[str, Any]:
+        return {"label": label, "box": {"x1": 0, "y1": 0, "x2": x2, "y2": 10}}
+
+    expected = [found("bus", 100), found("person", 10)]
+    assert alike([found("person", 10), found("bus", 99.5)], expected)
+    assert not alike([found("person", 10), found("bus", 90)], expected)
+    assert alike([found("person", 10), found("bus", 91)], expected, least_overlap=0.9)
+    assert not alike([found("person", 10), found("car", 100)], expected)
+    assert not alike([found("person", 10)], expected)
+
+
+def test_every_peer_has_a_module_and_pins_the_engine_that_we_pin() -> None:
+    ours = pinned(ROOT / "constraints.txt")
+    for peer in PEERS:
+        assert (ROOT / "bench" / "peers" / f"{peer.module}.py").is_file()
+        theirs = pinned(PINS / f"{peer.pins}.txt")
+        assert {name: theirs[name] for name in ENGINE} == {name: ours[name] for name in ENGINE}
+
+
+ENGINE = ("numpy", "opencv-python-headless", "openvino", "simplejpeg")
+
+
+def pinned(file: Path) -> dict[str, str]:
+    """Version by name, of a file that says nothing else."""
+    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.lower().replace("_", "-").split("==") for line in lines)
+
+
+def test_a_program_that_is_missing_is_told_with_what_to_install() -> None:
+    with pytest.raises(MissingError, match="apt-get install its-package"):
+        program("no-such-program", "its-package")
 
 
 def test_what_a_dead_child_has_used_still_counts() -> None:
