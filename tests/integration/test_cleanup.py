@@ -19,6 +19,7 @@ import pytest
 from broker.maintenance.cleanup.cleanup import BATCH, Cleanup, Rules, preview
 from broker.maintenance.cleanup.schedule import clean_once
 from broker.maintenance.cleanup.settings import CleanupSettings
+from broker.maintenance.marks import leave_mark, suspected_restore
 from custody import cleanup as statements
 from custody import reruns
 from custody.cleanup import Retention, Run, list_runs
@@ -28,7 +29,7 @@ from custody.ids import new_id
 from custody.installation import sweep_off, turn_sweep_on
 from custody.instance import Alone
 from custody.pressure import Watermarks
-from custody.removal import FOLDERS
+from custody.removal import FOLDERS, Removal
 from custody.settings import load
 from custody.volume import Usage, Volume, blob_path
 from standalone.database_cluster import programs_of_the_wheel
@@ -560,6 +561,27 @@ async def test_a_volume_of_another_database_is_refused(domain, acme, clean):
     with pytest.raises(StartError, match="WHARF_VOLUME"):
         await clean()
     assert domain.bytes_of(digest(b"a picture")) == b"a picture"
+
+
+async def test_a_mark_that_a_cleanup_leaves_beside_is_no_suspicion(cleanup_database, installation):
+    volume = Volume(installation.volume, instance="marks", threads=2)
+    await leave_mark(cleanup_database, Removal(volume))
+
+    class Overtaken(Removal):
+        looks = 0
+
+        async def read_mark(self):
+            mark = await super().read_mark()
+            self.looks += 1
+            if self.looks == 1:
+                await leave_mark(cleanup_database, Removal(volume))
+            return mark
+
+    overtaken = Overtaken(volume)
+    assert await suspected_restore(cleanup_database, overtaken) is None
+    assert overtaken.looks == 3
+    await Removal(volume).write_mark(new_id())
+    assert "mark" in (await suspected_restore(cleanup_database, Removal(volume)) or "")
 
 
 @pytest.mark.parametrize("older", ["database", "volume", "another database"])

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,10 @@ def test_a_doctor_that_is_asked_to_end_takes_its_jobs_away(
     api.put("cronjobs", fake.cron_job())
     command = [sys.executable, "-m", "wharfinger", "doctor", "--cluster"]
     environment = {**os.environ, "KUBECONFIG": str(api.kubeconfig(tmp_path))}
-    doctor = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # What a shell runs in the background ignores SIGINT, and hands that on.
+    heeding = partial(signal.signal, number, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    doctor = subprocess.Popen(command, env=environment, preexec_fn=heeding, **pipes)
     try:
         assert begun.wait(30)
         while len(api.objects["jobs"]) < 2:

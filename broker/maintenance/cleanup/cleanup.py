@@ -12,7 +12,7 @@ from uuid import UUID
 
 import structlog
 
-from broker.maintenance.marks import leave_mark
+from broker.maintenance.marks import leave_mark, suspected_restore
 from broker.maintenance.quarantine import discard_copies
 from custody import audit, cleanup, installation
 from custody.cleanup import FAILURES, Plan, Retention, Run
@@ -391,13 +391,13 @@ class Cleanup:
 async def preview(database: Database, volume: Volume, rules: Rules) -> Preview:
     """What a cleanup would do. Changes nothing. Raises as `Cleanup.run` does."""
     removal = Removal(volume)
-    mark = await removal.read_mark()
+    suspected = await suspected_restore(database, removal)
     async with database.transaction() as transaction:
         await transaction.execute("SET TRANSACTION READ ONLY")
         await installation.check_volume(transaction, volume)
         rows = await cleanup.plan(transaction, rules.retention, rules.grace)
         off = await installation.sweep_off(transaction)
-        reason = off.reason if off else await installation.suspected_restore(transaction, mark[0] if mark else None)
+        reason = off.reason if off else suspected
     # By this machine's clock: the file server's is only to be had by writing something.
     before = time.time() - rules.staging.total_seconds()
     abandoned = len(await removal.abandoned(before))

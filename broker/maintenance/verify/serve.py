@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import structlog
 
-from broker.maintenance.marks import leave_mark
+from broker.maintenance.marks import leave_mark, suspected_restore
 from broker.maintenance.serving import pause, serving
 from broker.maintenance.verify.metrics import VerifyMetrics
 from broker.maintenance.verify.pace import Pace
@@ -127,7 +127,7 @@ async def _alone(
             progress=tell,
         ).run()
         log.info("verify_ended", stopped=run.stopped, quick=run.quick, **asdict(run.counts))
-        mark = await Removal(volume).read_mark()
+        suspected = await suspected_restore(database, Removal(volume))
         integrity = Integrity()
         async with database.transaction() as transaction:
             off = await installation.sweep_off(transaction)
@@ -135,7 +135,7 @@ async def _alone(
                 run,
                 await integrity.count_quarantined(transaction),
                 await integrity.files_lost(transaction),
-                off.reason if off else await installation.suspected_restore(transaction, mark[0] if mark else None),
+                off.reason if off else suspected,
             )
 
 

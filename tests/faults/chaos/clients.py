@@ -33,6 +33,9 @@ ASK_AGAIN_SECONDS = 1.0
 GOODBYE_SECONDS = 90.0
 """What the last requests may take once nothing is broken any more."""
 
+SOON_SECONDS = (1.0, 5.0)
+"""After which a file goes whose time is shortened."""
+
 ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 
@@ -256,7 +259,7 @@ class Client:
 
     def _soon(self) -> dict[str, str]:
         """What comes too late, being sent again, is refused, and may have been done before."""
-        return {"expires_at": (datetime.now(UTC) + timedelta(seconds=self._dice.uniform(1, 5))).isoformat()}
+        return {"expires_at": (datetime.now(UTC) + timedelta(seconds=self._dice.uniform(*SOON_SECONDS))).isoformat()}
 
     def cancel(self) -> None:
         open_jobs = [job for job in self._jobs[-10:] if job.ended is None]

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from tests.faults.chaos import checks, usage
-from tests.faults.chaos.clients import CLIENTS, Client, Load, Pictured
+from tests.faults.chaos.clients import CLIENTS, SOON_SECONDS, Client, Load, Pictured
 from tests.faults.chaos.faults import EVERYTHING, Fault, faults_of
 from tests.faults.chaos.ledger import Ledger
 from tests.faults.chaos.site import Site, holds_at_last
@@ -126,7 +126,9 @@ def _await_all(site: Site, ledger: Ledger, fault: str) -> None:
 
 
 def _settle(site: Site) -> None:
-    """Nothing is left to do or to clear away. What never settles is for the reckoning to tell."""
+    """Nothing is left to do or to clear away, and the time of every file that was shortened is over. What never
+    settles is for the reckoning to tell."""
+    time.sleep(max(SOON_SECONDS))
     _work_off(site)
     # Bytes that only a task referred to are looked at again after a minute.
     holds_at_last(lambda: not checks.left_over(site.service), QUIET_SECONDS)
