@@ -173,7 +173,12 @@ class Node:
 
     def _security(self, pod: Pod, container: Manifest) -> Iterator[str]:
         whole, own = pod.spec["securityContext"], container["securityContext"]
-        assert whole == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        assert whole == {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            # Of volumes that get a group of their own, and none does here.
+            "fsGroupChangePolicy": "OnRootMismatch",
+        }
         assert set(own) == {"allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem"}
         if self.user is not None:
             yield f"--user={self.user}:0"

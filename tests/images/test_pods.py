@@ -6,8 +6,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +192,7 @@ def test_the_pods_of_a_namespace_come_up_answer_clean_up_and_end_in_their_grace(
         if applied.adding:
             starts.append(threads.submit(node.start, worker))
         evicted = threads.submit(node.finish, node.find("CronJob", "verify"))
-        until_they_wait(podman, node, len(starts) + 1)
+        until_they_wait(podman, node, [*starts, evicted])
         assert {pod.initializing for pod in node.pods} == {"wait-for-migration"}
         assert not any(start.done() for start in starts)
         [pod] = [pod for pod in node.pods if "verify" in pod.name]
@@ -227,9 +227,11 @@ def test_the_pods_of_a_namespace_come_up_answer_clean_up_and_end_in_their_grace(
             print(f"{pod.name} ended after {node.stop(pod):.1f} s")  # noqa: T201
 
 
-def until_they_wait(podman: Podman, node: Node, pods: int) -> None:
+def until_they_wait(podman: Podman, node: Node, starts: Sequence[Future[Pod]]) -> None:
     deadline = time.monotonic() + 60
-    while len([pod for pod in node.pods if "waits_for_migration" in podman.log(pod.container)]) < pods:
+    while len([pod for pod in node.pods if "waits_for_migration" in podman.log(pod.container)]) < len(starts):
+        for start in starts:
+            assert not start.done(), start.exception()
         assert time.monotonic() < deadline, [podman.log(pod.container) for pod in node.pods]
         time.sleep(0.2)
 
