@@ -84,19 +84,21 @@ class Jobs:
         metadata: Mapping[str, Any],
         expires_in: float | None = None,
         traceparent: str | None = None,
+        cache: bool = False,
     ) -> UUID:
         """The job and its tasks, one for each file. The caller holds the files' bytes in this transaction.
-        `expires_in`: seconds to the job's deadline; `traceparent` (W3C): that of the request."""
+        `expires_in`: seconds to the job's deadline; `traceparent` (W3C): that of the request; `cache`: its inputs may
+        be answered from the cache, and what they give is kept there."""
         job_id = new_id()
         await transaction.execute(
             """
             INSERT INTO wharf.jobs
-                (id, tenant_id, model, parameters, priority, metadata, total, expires_at, traceparent)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s::float8), %s)
+                (id, tenant_id, model, parameters, priority, metadata, total, expires_at, traceparent, cache)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s::float8), %s, %s)
             """,
             [
                 job_id, tenant, model, Jsonb(parameters.model_dump()), priority.value, Jsonb(dict(metadata)),
-                len(files), expires_in, traceparent,
+                len(files), expires_in, traceparent, cache,
             ],
         )  # fmt: skip
         await transaction.execute(
@@ -230,7 +232,7 @@ class Jobs:
             SELECT t.input, {SEEN_STATE} AS state, t.file_id, t.filename, t.sha256, t.width, t.height,
                    t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at, j.parameters,
                    r.model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
-                   r.detections, r.timings,
+                   r.detections, r.timings, r.cached,
                    sum(octet_length(r.detections::text)) OVER (
                        ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
             FROM wharf.tasks t
@@ -391,6 +393,7 @@ def _result(row: DictRow) -> InputResult:
         parameters=Parameters(**row["parameters"]),
         detections=detections,
         timings=timings,
+        cached=bool(row["cached"]),
         error=error,
         purged_at=row["purged_at"],
     )

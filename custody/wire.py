@@ -225,7 +225,11 @@ class InputResult(Wire):
     parameters: Parameters
     detections: list[Detection] | None = None
     timings: Timings | None = None
-    cached: bool = Field(default=False, description="Always false: no answers are cached yet")
+    cached: bool = Field(
+        default=False,
+        description="true: the answer to an earlier input of the same bytes. `model`, `engine`, `verified` and "
+        "`timings`, but for `queue`, are then of the inference that found it",
+    )
     error: InputError | None = None
     purged_at: datetime | None = Field(
         default=None, description="When its owner had the picture purged, with its result and its filename"

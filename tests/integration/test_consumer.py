@@ -45,9 +45,12 @@ class Worker:
         verified_share: float = 0.0,
     ):
         tasks = kind_of_tasks(lease_seconds=lease_seconds, max_attempts=3)
+        reconciler = Reconciler(self.domain.worker, tasks, self.domain.jobs, self._notices, every_seconds=60)
         consumer = Consumer(
             database=self.domain.worker,
-            transport=transport(self.domain.worker, tasks, self._notices, pool=POOL, worker="w1"),
+            transport=transport(
+                self.domain.worker, tasks, self._notices, pool=POOL, worker="w1", follow=reconciler.follow
+            ),
             tasks=tasks,
             jobs=self.domain.jobs,
             notices=self._notices,
@@ -307,9 +310,10 @@ async def test_the_end_of_a_task_that_another_has_taken_over_is_void(domain, acm
         async with domain.worker.transaction() as transaction:
             await domain.tasks.requeue_expired(transaction)
             # In one transaction, so that the consumer under test does not take it again.
-            [claim] = await domain.tasks.claim_next(
+            claimed = await domain.tasks.claim_next(
                 transaction, pool=POOL, priority=Priority.INTERACTIVE, worker="other", limit=1
             )
+            [claim] = claimed.claims
         assert await domain.end(claim)
         go_on.set()
         await until(lambda: worker.counted("void"))
