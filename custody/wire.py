@@ -163,6 +163,11 @@ class UploadFields(Wire):
     expires_in: KeptSeconds | None = None
 
 
+CACHE = (
+    "false: every input is inferred, whatever was found in the same bytes before, and nothing of it is kept for later"
+)
+
+
 class PredictFields(Parameters):
     """The text fields beside the pictures of POST /v1/predict; `metadata` is a JSON object."""
 
@@ -170,6 +175,7 @@ class PredictFields(Parameters):
     priority: Priority = Priority.INTERACTIVE
     expires_in: ExpiresIn | None = None
     file_expires_in: KeptSeconds | None = Field(default=None, exclude_if=lambda value: value is None)
+    cache: bool = Field(default=True, exclude_if=lambda value: value, description=CACHE)
     metadata: Json[JsonObject] = Field(default_factory=dict)
 
 
@@ -386,6 +392,7 @@ class JobSubmission(Wire):
     )
     metadata: JsonObject = Field(default_factory=dict)
     expires_in: ExpiresIn | None = None
+    cache: StrictBool = Field(default=True, exclude_if=lambda value: value, description=CACHE)
 
 
 EndedUnwell = Literal["failed", "cancelled", "expired"]

@@ -19,6 +19,7 @@ from custody.audit import Action
 from custody.errors import CustodyError
 from custody.notices import job_ended
 from custody.wire import (
+    CACHE,
     Job,
     JobPage,
     JobState,
@@ -57,6 +58,7 @@ PREDICT_BODY = {
                         "priority": {"type": "string", "enum": ["interactive", "batch"]},
                         "expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
                         "file_expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
+                        "cache": {"type": "boolean", "default": True, "description": CACHE},
                         "metadata": {"type": "string", "description": "A JSON object"},
                     },
                 }
@@ -103,6 +105,7 @@ async def predict(
                     metadata=wish.metadata,
                     expires_in=wish.expires_in,
                     traceparent=request.scope["traceparent"],
+                    cache=wish.cache and service.settings.result_cache,
                 )
                 await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
                 await service.audit.record(
@@ -162,6 +165,7 @@ async def submit(
                 metadata=wish.metadata,
                 expires_in=wish.expires_in,
                 traceparent=request.scope["traceparent"],
+                cache=wish.cache and service.settings.result_cache,
             )
             await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
             await service.audit.record(
