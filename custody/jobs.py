@@ -8,9 +8,10 @@ from typing import Any
 from uuid import UUID
 
 from psycopg.rows import DictRow
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json, Jsonb
 
 from custody import models
+from custody.cache import ADD_ANSWERS
 from custody.database import Transaction
 from custody.errors import CustodyError
 from custody.ids import new_id
@@ -54,6 +55,9 @@ SEEN_STATE = """
     CASE WHEN j.state <> 'open' AND t.state IN ('queued', 'running') THEN 'cancelled' ELSE t.state END
 """
 
+TASK_FIELDS = {"id", "filename", "sha256", "size", "media_type", "width", "height", "orientation"}
+"""Of its file, what a task has too: it outlives the file."""
+
 # No NOT EXISTS: the planner would read all tasks of the job for it, at each task's end.
 NO_TASK_IS_OPEN = """
     (SELECT true FROM wharf.tasks t WHERE t.job_id = j.id AND t.state IN ('queued', 'running') LIMIT 1) IS NULL
@@ -66,6 +70,14 @@ class _Count:
     failed: int
     begun: int
     at: float
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """`answered`: so many of its inputs, from the cache."""
+
+    job_id: UUID
+    answered: int
 
 
 class Jobs:
@@ -84,52 +96,73 @@ class Jobs:
         metadata: Mapping[str, Any],
         expires_in: float | None = None,
         traceparent: str | None = None,
+        job_id: UUID | None = None,
         cache: bool = False,
-    ) -> UUID:
+    ) -> Submitted:
         """The job and its tasks, one for each file. The caller holds the files' bytes in this transaction.
-        `expires_in`: seconds to the job's deadline; `traceparent` (W3C): that of the request; `cache`: its inputs may
-        be answered from the cache, and what they give is kept there."""
-        job_id = new_id()
-        await transaction.execute(
-            """
-            INSERT INTO wharf.jobs
-                (id, tenant_id, model, parameters, priority, metadata, total, expires_at, traceparent, cache)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s::float8), %s, %s)
-            """,
-            [
-                job_id, tenant, model, Jsonb(parameters.model_dump()), priority.value, Jsonb(dict(metadata)),
-                len(files), expires_in, traceparent, cache,
-            ],
-        )  # fmt: skip
-        await transaction.execute(
-            """
-            INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input,
-                file_id, filename, sha256, size, media_type, width, height, orientation)
-            SELECT f.task_id, %(tenant)s, %(job)s, %(pool)s, %(class)s, f.number - 1,
-                f.file_id, f.filename, f.sha256, f.size, f.media_type, f.width, f.height, f.orientation
-            FROM unnest(
-                %(tasks)s::uuid[], %(ids)s::uuid[], %(names)s::text[], %(sha256s)s::bytea[], %(sizes)s::bigint[],
-                %(types)s::text[], %(widths)s::int[], %(heights)s::int[], %(orientations)s::smallint[]
-            ) WITH ORDINALITY
-                AS f (task_id, file_id, filename, sha256, size, media_type, width, height, orientation, number)
+        `expires_in`: seconds to the job's deadline; `traceparent` (W3C): that of the request; `job_id`: a new one,
+        for whoever waits for the job from before it is there; `cache`: its inputs may be answered from the cache, and
+        what they give is kept there. Where all are answered, the job has succeeded."""
+        job_id = job_id or new_id()
+        submitted = await transaction.execute(
+            f"""
+            WITH current AS MATERIALIZED (
+                SELECT wharf.recipe(m.name, m.digest, m.pipeline, %(parameters)s) AS recipe FROM wharf.models m
+                WHERE %(cache)s AND m.name = %(model)s AND m.state = 'active' ORDER BY m.version DESC LIMIT 1
+            ),
+            wanted AS MATERIALIZED (
+                SELECT w.task, w.input, w.id, w.filename, decode(w.sha256, 'hex') AS sha256, w.size, w.media_type,
+                    w.width, w.height, w.orientation, known.recipe
+                FROM json_to_recordset(%(tasks)s) AS w (task uuid, input int, id uuid, filename text, sha256 text,
+                    size bigint, media_type text, width int, height int, orientation smallint)
+                LEFT JOIN LATERAL (
+                    SELECT c.recipe FROM current JOIN wharf.cached_results c USING (recipe)
+                    WHERE c.sha256 = decode(w.sha256, 'hex') AND c.tenant_id = %(tenant)s
+                ) known ON true
+            ),
+            job AS (
+                INSERT INTO wharf.jobs
+                    (id, tenant_id, model, parameters, priority, metadata, total, expires_at, traceparent, cache,
+                     state, done, failed, finished_at)
+                SELECT %(job)s, %(tenant)s, %(model)s, %(parameters)s, %(priority)s, %(metadata)s, %(total)s,
+                    now() + make_interval(secs => %(expires_in)s::float8), %(traceparent)s, %(cache)s,
+                    CASE WHEN every.known THEN 'succeeded' ELSE 'open' END, CASE WHEN every.known THEN %(total)s END,
+                    CASE WHEN every.known THEN 0 END, CASE WHEN every.known THEN now() END
+                FROM (SELECT bool_and(recipe IS NOT NULL) AS known FROM wanted) every
+            ),
+            added AS (
+                INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input,
+                    file_id, filename, sha256, size, media_type, width, height, orientation, recipe, state, ended_at)
+                SELECT w.task, %(tenant)s, %(job)s, %(model)s, %(priority)s, w.input,
+                    w.id, w.filename, w.sha256, w.size, w.media_type, w.width, w.height, w.orientation, w.recipe,
+                    CASE WHEN w.recipe IS NULL THEN 'queued' ELSE 'succeeded' END,
+                    CASE WHEN w.recipe IS NOT NULL THEN now() END
+                FROM wanted w
+                RETURNING id, tenant_id, sha256, recipe, attempt, created_at
+            ),
+            answered AS (
+                SELECT id, tenant_id, sha256, recipe, attempt, created_at FROM added WHERE recipe IS NOT NULL
+            ),
+            answers AS ({ADD_ANSWERS})
+            SELECT count(recipe)::int AS answered FROM wanted
             """,
             {
-                "tenant": tenant,
                 "job": job_id,
-                "pool": model,
-                "class": priority.value,
-                "tasks": [new_id() for _ in files],
-                "ids": [file.id for file in files],
-                "names": [file.filename for file in files],
-                "sha256s": [bytes.fromhex(file.sha256) for file in files],
-                "sizes": [file.size for file in files],
-                "types": [file.media_type for file in files],
-                "widths": [file.width for file in files],
-                "heights": [file.height for file in files],
-                "orientations": [file.orientation for file in files],
+                "tenant": tenant,
+                "model": model,
+                "parameters": Jsonb(parameters.model_dump()),
+                "priority": priority.value,
+                "metadata": Jsonb(dict(metadata)),
+                "total": len(files),
+                "expires_in": expires_in,
+                "traceparent": traceparent,
+                "cache": cache,
+                "tasks": Json([_task(number, file) for number, file in enumerate(files)]),
             },
         )
-        return job_id
+        row = await submitted.fetchone()
+        assert row is not None
+        return Submitted(job_id, row["answered"])
 
     async def repeat(
         self, transaction: Transaction, original: UUID, inputs: Sequence[int], *, traceparent: str | None = None
@@ -366,6 +399,11 @@ def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[
         ready_workers=workers.get(row["model"], 0) if is_open else None,
         results=results,
     )
+
+
+def _task(number: int, file: File) -> dict[str, Any]:
+    described = file.model_dump(mode="json", include=TASK_FIELDS)
+    return {"task": str(new_id()), "input": number, **described}
 
 
 def _result(row: DictRow) -> InputResult:

@@ -110,7 +110,7 @@ class Domain:
         cache: bool = False,
     ) -> UUID:
         async with self.api.transaction(tenant) as transaction:
-            return await self.jobs.submit(
+            submitted = await self.jobs.submit(
                 transaction,
                 tenant,
                 model=pool,
@@ -121,6 +121,7 @@ class Domain:
                 expires_in=expires_in,
                 cache=cache,
             )
+        return submitted.job_id
 
     async def claim(
         self, limit: int = 1, *, pool: str = POOL, priority: Priority = Priority.INTERACTIVE, worker: str = "w1"
