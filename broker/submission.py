@@ -14,7 +14,7 @@ from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import models
 from custody.database import Transaction
 from custody.errors import CustodyError
-from custody.notices import tasks_queued
+from custody.notices import Subscription, tasks_queued
 from custody.wire import Job, Priority
 
 log = structlog.get_logger()
@@ -46,9 +46,12 @@ def announce(service: Service, job_id: UUID, model: str, priority: Priority, inp
     log.info("job_submitted", job_id=str(job_id), model=model, inputs=inputs)
 
 
-async def answer_job(request: Request, service: Service, tenant: UUID, job_id: UUID) -> Response:
+async def answer_job(
+    request: Request, service: Service, tenant: UUID, job_id: UUID, told: Subscription | None = None
+) -> Response:
+    """`told`: as in `wait_for_end`."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
-    job = await wait_for_end(service, request, tenant, job_id, seconds)
+    job = await wait_for_end(service, request, tenant, job_id, seconds, told)
     if job is None:
         raise CustodyError(
             "gone", "The job that this key created is over and has been removed. Take a new key to run it again."

@@ -2,18 +2,20 @@
 end by a cancel or a deadline."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from psycopg.rows import DictRow
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json, Jsonb
 
 from custody import models
 from custody.database import Transaction
 from custody.errors import CustodyError
 from custody.ids import new_id
+from custody.pools import WORKER_SILENT_SECONDS
 from custody.wire import (
     Detection,
     EngineReference,
@@ -39,8 +41,8 @@ COUNT_AGAIN_SECONDS = 1.0
 """An open job's progress is counted at most this often, however many watch it."""
 
 COLUMNS = """
-    id, state, model, parameters, priority, metadata, total, done, failed, created_at, finished_at, expires_at,
-    rerun_of
+    j.id, j.state, j.model, j.parameters, j.priority, j.metadata, j.total, j.done, j.failed, j.created_at,
+    j.finished_at, j.expires_at, j.rerun_of
 """
 
 COUNTED = """
@@ -53,6 +55,30 @@ COUNTED = """
 SEEN_STATE = """
     CASE WHEN j.state <> 'open' AND t.state IN ('queued', 'running') THEN 'cancelled' ELSE t.state END
 """
+
+READY_WORKERS = f"""
+    (SELECT count(*)::int FROM wharf.workers w
+     WHERE w.pool = j.model AND w.seen_at > now() - make_interval(secs => {WORKER_SILENT_SECONDS}))
+"""
+
+# Of the job `j`, in the order of the inputs, unless it has more than %(most)s of them.
+RESULTS = f"""
+    SELECT page.* FROM (
+        SELECT t.input, {SEEN_STATE} AS input_state, t.file_id, t.filename, t.sha256, t.width, t.height,
+               t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at,
+               r.model AS result_model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
+               r.detections, r.timings,
+               sum(octet_length(r.detections::text)) OVER (
+                   ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+        FROM wharf.tasks t
+        LEFT JOIN wharf.results r ON r.task_id = t.id
+        WHERE t.job_id = j.id AND j.total <= coalesce(%(most)s, j.total) AND t.input > %(after)s
+        ORDER BY t.input LIMIT %(limit)s
+    ) page WHERE coalesce(page.bytes_before, 0) < %(page_bytes)s
+"""
+
+TASK_FIELDS = {"id", "filename", "sha256", "size", "media_type", "width", "height", "orientation"}
+"""Of its file, what a task has too: it outlives the file."""
 
 # No NOT EXISTS: the planner would read all tasks of the job for it, at each task's end.
 NO_TASK_IS_OPEN = """
@@ -84,47 +110,38 @@ class Jobs:
         metadata: Mapping[str, Any],
         expires_in: float | None = None,
         traceparent: str | None = None,
+        job_id: UUID | None = None,
     ) -> UUID:
         """The job and its tasks, one for each file. The caller holds the files' bytes in this transaction.
-        `expires_in`: seconds to the job's deadline; `traceparent` (W3C): that of the request."""
-        job_id = new_id()
+        `expires_in`: seconds to the job's deadline; `traceparent` (W3C): that of the request; `job_id`: a new one,
+        for whoever waits for the job from before it is there."""
+        job_id = job_id or new_id()
         await transaction.execute(
             """
-            INSERT INTO wharf.jobs
-                (id, tenant_id, model, parameters, priority, metadata, total, expires_at, traceparent)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s::float8), %s)
-            """,
-            [
-                job_id, tenant, model, Jsonb(parameters.model_dump()), priority.value, Jsonb(dict(metadata)),
-                len(files), expires_in, traceparent,
-            ],
-        )  # fmt: skip
-        await transaction.execute(
-            """
+            WITH job AS (
+                INSERT INTO wharf.jobs
+                    (id, tenant_id, model, parameters, priority, metadata, total, expires_at, traceparent)
+                VALUES (%(job)s, %(tenant)s, %(model)s, %(parameters)s, %(priority)s, %(metadata)s, %(total)s,
+                    now() + make_interval(secs => %(expires_in)s::float8), %(traceparent)s)
+            )
             INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input,
                 file_id, filename, sha256, size, media_type, width, height, orientation)
-            SELECT f.task_id, %(tenant)s, %(job)s, %(pool)s, %(class)s, f.number - 1,
-                f.file_id, f.filename, f.sha256, f.size, f.media_type, f.width, f.height, f.orientation
-            FROM unnest(
-                %(tasks)s::uuid[], %(ids)s::uuid[], %(names)s::text[], %(sha256s)s::bytea[], %(sizes)s::bigint[],
-                %(types)s::text[], %(widths)s::int[], %(heights)s::int[], %(orientations)s::smallint[]
-            ) WITH ORDINALITY
-                AS f (task_id, file_id, filename, sha256, size, media_type, width, height, orientation, number)
+            SELECT t.task, %(tenant)s, %(job)s, %(model)s, %(priority)s, t.input,
+                t.id, t.filename, decode(t.sha256, 'hex'), t.size, t.media_type, t.width, t.height, t.orientation
+            FROM json_to_recordset(%(tasks)s) AS t (task uuid, input int, id uuid, filename text, sha256 text,
+                size bigint, media_type text, width int, height int, orientation smallint)
             """,
             {
-                "tenant": tenant,
                 "job": job_id,
-                "pool": model,
-                "class": priority.value,
-                "tasks": [new_id() for _ in files],
-                "ids": [file.id for file in files],
-                "names": [file.filename for file in files],
-                "sha256s": [bytes.fromhex(file.sha256) for file in files],
-                "sizes": [file.size for file in files],
-                "types": [file.media_type for file in files],
-                "widths": [file.width for file in files],
-                "heights": [file.height for file in files],
-                "orientations": [file.orientation for file in files],
+                "tenant": tenant,
+                "model": model,
+                "parameters": Jsonb(parameters.model_dump()),
+                "priority": priority.value,
+                "metadata": Jsonb(dict(metadata)),
+                "total": len(files),
+                "expires_in": expires_in,
+                "traceparent": traceparent,
+                "tasks": Json([_task(number, file) for number, file in enumerate(files)]),
             },
         )
         return job_id
@@ -158,24 +175,23 @@ class Jobs:
         return job_id
 
     async def get(self, transaction: Transaction, job_id: UUID) -> Job | None:
-        found = await transaction.execute(f"SELECT {COLUMNS} FROM wharf.jobs WHERE id = %s", [job_id])
-        row = await found.fetchone()
-        if row is None:
+        found = await transaction.execute(
+            f"""
+            SELECT {COLUMNS}, page.*, CASE WHEN j.state = 'open' THEN {READY_WORKERS} END AS ready_workers
+            FROM wharf.jobs j LEFT JOIN LATERAL ({RESULTS}) page ON true
+            WHERE j.id = %(job)s ORDER BY page.input
+            """,
+            {"job": job_id, "most": INLINE_RESULTS, "after": -1, "limit": INLINE_RESULTS, "page_bytes": PAGE_BYTES},
+        )
+        rows = await found.fetchall()
+        if not rows:
             return None
-        results = None
-        if row["total"] <= INLINE_RESULTS:
-            results = await self.results(transaction, job_id, after=None, limit=INLINE_RESULTS)
-            if len(results) < row["total"]:
-                results = None
-        counts = await self._count(transaction, [row])
-        workers = await _ready_workers(transaction, [row])
-        return _job(row, counts[job_id], workers, results)
-
-    async def ended(self, transaction: Transaction, job_id: UUID) -> bool | None:
-        """None where the tenant has no such job. Cheaper than `get`, for those who wait."""
-        found = await transaction.execute("SELECT state FROM wharf.jobs WHERE id = %s", [job_id])
-        row = await found.fetchone()
-        return None if row is None else row["state"] != "open"
+        job = rows[0]
+        if job["input"] is None or len(rows) < job["total"]:
+            counts = await self._count(transaction, [job])
+            return _job(job, counts[job_id], job["ready_workers"], None)
+        results = [_result(row) for row in rows]
+        return _job(job, _counted(job, results), job["ready_workers"], results)
 
     async def total(self, transaction: Transaction, job_id: UUID) -> int | None:
         """How many inputs it has; None where the tenant has no such job."""
@@ -217,7 +233,7 @@ class Jobs:
         rows = await found.fetchall()
         counts = await self._count(transaction, rows)
         workers = await _ready_workers(transaction, rows)
-        return [_job(row, counts[row["id"]], workers, None) for row in rows]
+        return [_job(row, counts[row["id"]], workers.get(row["model"], 0), None) for row in rows]
 
     async def results(
         self, transaction: Transaction, job_id: UUID, *, after: int | None, limit: int
@@ -226,20 +242,16 @@ class Jobs:
         detections would pass `PAGE_BYTES`, but has one result at least."""
         found = await transaction.execute(
             f"""
-            SELECT * FROM (
-            SELECT t.input, {SEEN_STATE} AS state, t.file_id, t.filename, t.sha256, t.width, t.height,
-                   t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at, j.parameters,
-                   r.model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
-                   r.detections, r.timings,
-                   sum(octet_length(r.detections::text)) OVER (
-                       ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
-            FROM wharf.tasks t
-            JOIN wharf.jobs j ON j.id = t.job_id
-            LEFT JOIN wharf.results r ON r.task_id = t.id
-            WHERE t.job_id = %s AND t.input > %s ORDER BY t.input LIMIT %s
-            ) page WHERE coalesce(bytes_before, 0) < %s ORDER BY input
+            SELECT page.*, j.parameters FROM wharf.jobs j CROSS JOIN LATERAL ({RESULTS}) page
+            WHERE j.id = %(job)s ORDER BY page.input
             """,
-            [job_id, -1 if after is None else after, limit, PAGE_BYTES],
+            {
+                "job": job_id,
+                "most": None,
+                "after": -1 if after is None else after,
+                "limit": limit,
+                "page_bytes": PAGE_BYTES,
+            },
         )
         return [_result(row) for row in await found.fetchall()]
 
@@ -346,7 +358,20 @@ async def _ready_workers(transaction: Transaction, jobs: Sequence[DictRow]) -> M
     return await models.ready_workers(transaction, open_models) if open_models else {}
 
 
-def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[InputResult] | None) -> Job:
+def _counted(job: DictRow, results: Sequence[InputResult]) -> _Count:
+    """As they stand in the results of all its inputs, or were frozen."""
+    if job["done"] is not None:
+        return _Count(job["done"], job["failed"], job["total"], 0)
+    states = Counter(result.state for result in results)
+    return _Count(
+        states["succeeded"],
+        states["failed"] + states["unprocessable"],
+        sum(result.attempts > 0 for result in results),
+        0,
+    )
+
+
+def _job(row: DictRow, count: _Count, ready_workers: int, results: list[InputResult] | None) -> Job:
     is_open = row["state"] == "open"
     open_state = JobState.RUNNING if count.begun else JobState.QUEUED
     return Job(
@@ -361,24 +386,29 @@ def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[
         finished_at=row["finished_at"],
         expires_at=row["expires_at"],
         rerun_of=row["rerun_of"],
-        ready_workers=workers.get(row["model"], 0) if is_open else None,
+        ready_workers=ready_workers if is_open else None,
         results=results,
     )
 
 
+def _task(number: int, file: File) -> dict[str, Any]:
+    described = file.model_dump(mode="json", include=TASK_FIELDS)
+    return {"task": str(new_id()), "input": number, **described}
+
+
 def _result(row: DictRow) -> InputResult:
     model = engine = timings = detections = error = None
-    if row["model"] is not None:
-        model = ModelReference(name=row["model"], version=row["model_version"], digest=row["model_digest"].hex())
+    if row["result_model"] is not None:
+        model = ModelReference(name=row["result_model"], version=row["model_version"], digest=row["model_digest"].hex())
         if row["engine"] is not None:
             engine = EngineReference(name=row["engine"], version=row["engine_version"])
         detections = [Detection(**detection) for detection in row["detections"]]
         timings = Timings(**row["timings"])
-    if row["state"] in ("failed", "unprocessable"):
+    if row["input_state"] in ("failed", "unprocessable"):
         error = InputError(code=row["error_code"], detail=row["error_detail"])
     return InputResult(
         input=row["input"],
-        state=row["state"],
+        state=row["input_state"],
         file_id=row["file_id"],
         filename=row["filename"],
         sha256=row["sha256"].hex(),
