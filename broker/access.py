@@ -25,8 +25,8 @@ class Require:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise CustodyError("unauthenticated", "Send an API key: `Authorization: Bearer KEY`.")
-        async with service.database.transaction() as transaction:
-            principal = await tenants.authenticate(transaction, secret.strip())
+        async with service.database.statements() as statements:
+            principal = await tenants.authenticate(statements, secret.strip())
         if principal is None:
             raise CustodyError("unauthenticated", "This API key is unknown or revoked. Ask an admin for a new one.")
         structlog.contextvars.bind_contextvars(tenant_id=str(principal.tenant_id), key_id=str(principal.key_id))

@@ -41,7 +41,8 @@ class Service:
     stopping: asyncio.Event
 
 
-def service_of(request: Request) -> Service:
+# No plain function: each request would call it in another thread.
+async def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 

@@ -14,7 +14,8 @@ from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import models
 from custody.database import Transaction
 from custody.errors import CustodyError
-from custody.notices import tasks_queued
+from custody.jobs import Submitted
+from custody.notices import Subscription, tasks_queued
 from custody.wire import Job, Priority
 
 log = structlog.get_logger()
@@ -39,16 +40,28 @@ async def admit(
     return name
 
 
-def announce(service: Service, job_id: UUID, model: str, priority: Priority, inputs: int) -> None:
-    """After the commit."""
-    service.notices.tell(tasks_queued(model, priority))
+def known(submitted: Submitted) -> dict[str, Any] | None:
+    """What a receipt says of answers from the cache."""
+    return {"cached": submitted.answered} if submitted.answered else None
+
+
+def announce(service: Service, submitted: Submitted, model: str, priority: Priority, inputs: int) -> bool:
+    """After the commit. True where all inputs are answered already."""
+    all_known = submitted.answered == inputs
+    if not all_known:
+        service.notices.tell(tasks_queued(model, priority))
     service.metrics.inputs.labels(model).inc(inputs)
-    log.info("job_submitted", job_id=str(job_id), model=model, inputs=inputs)
+    service.metrics.cached.labels(model).inc(submitted.answered)
+    log.info("job_submitted", job_id=str(submitted.job_id), model=model, inputs=inputs, cached=submitted.answered)
+    return all_known
 
 
-async def answer_job(request: Request, service: Service, tenant: UUID, job_id: UUID) -> Response:
+async def answer_job(
+    request: Request, service: Service, tenant: UUID, job_id: UUID, told: Subscription | None = None
+) -> Response:
+    """`told`: as in `wait_for_end`."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
-    job = await wait_for_end(service, request, tenant, job_id, seconds)
+    job = await wait_for_end(service, request, tenant, job_id, seconds, told)
     if job is None:
         raise CustodyError(
             "gone", "The job that this key created is over and has been removed. Take a new key to run it again."

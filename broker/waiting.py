@@ -2,12 +2,13 @@
 
 import re
 import time
+from contextlib import ExitStack
 from uuid import UUID
 
 from fastapi import Request
 
 from broker.service import Service
-from custody.notices import job_ended
+from custody.notices import Subscription, job_ended
 from custody.wire import Job
 
 
@@ -22,22 +23,24 @@ def applied(seconds: float) -> dict[str, str]:
     return {"Preference-Applied": f"wait={seconds:.0f}"} if seconds else {}
 
 
-async def wait_for_end(service: Service, request: Request, tenant: UUID, job_id: UUID, seconds: float) -> Job | None:
-    """The job once it has ended, or as it is when the time is over or the client gone; None: no such job."""
-    await wait_until_ended(service, request, tenant, job_id, seconds)
-    async with service.database.transaction(tenant) as transaction:
-        return await service.jobs.get(transaction, job_id)
-
-
-async def wait_until_ended(service: Service, request: Request, tenant: UUID, job_id: UUID, seconds: float) -> None:
-    """Until the job has ended, the time is over, or the client is gone."""
+async def wait_for_end(
+    service: Service, request: Request, tenant: UUID, job_id: UUID, seconds: float, told: Subscription | None = None
+) -> Job | None:
+    """The job once it has ended, or as it is when the time is over or the client gone; None: no such job. `told`: of
+    its end, subscribed to before the job was there: nothing was missed, and the first look is when it tells of it."""
     deadline = time.monotonic() + seconds
-    # Subscribe, then read, then wait: an end between the two is not missed.
-    with service.notices.subscribe(job_ended(job_id)) as subscription:
-        while (remaining := deadline - time.monotonic()) > 0 and not service.stopping.is_set():
-            async with service.database.transaction(tenant) as transaction:
-                if await service.jobs.ended(transaction, job_id) is not False:
-                    break
+    with ExitStack() as stack:
+        if told is None:
+            # Subscribe, then read, then wait: an end between the two is not missed.
+            told = stack.enter_context(service.notices.subscribe(job_ended(job_id)))
+        elif seconds and not service.stopping.is_set():
+            await told.wait(seconds)
+        while True:
+            async with service.database.statements(tenant) as statements:
+                job = await service.jobs.get(statements, job_id)
+            remaining = deadline - time.monotonic()
+            if job is None or job.state.ended or remaining <= 0 or service.stopping.is_set():
+                return job
             if await request.is_disconnected():
-                break
-            await subscription.wait(remaining)
+                return job
+            await told.wait(remaining)

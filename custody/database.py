@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -45,6 +45,21 @@ NEEDED_MIGRATION = 19
 ROLES = ("wharf_owner", "wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup")
 
 
+class Connection(AsyncConnection[DictRow]):
+    """`seen_by`: the tenant whose row-level security each statement alone is seen through; None: what the transaction
+    says."""
+
+    seen_by: UUID | None = None
+
+    async def execute(self, query: Any, params: Any = None, **named: Any) -> AsyncCursor[DictRow]:
+        if self.seen_by is None:
+            return await super().execute(query, params, **named)
+        # Without a BEGIN, what is sent up to the end of a pipeline is one transaction.
+        async with self.pipeline():
+            await super().execute(SEE_AS, [str(self.seen_by)])
+            return await super().execute(query, params, **named)
+
+
 class Database:
     """One pool of connections under one role.
 
@@ -72,8 +87,9 @@ class Database:
         self._size = size
         self._idle_milliseconds = round(idle_seconds * 1000)
         self._checking: asyncio.Task[None] | None = None
-        self._pool = AsyncConnectionPool[Transaction](
+        self._pool = AsyncConnectionPool[Connection](
             url,
+            connection_class=Connection,
             # Transactions are begun by a statement of ours.
             kwargs={
                 "row_factory": dict_row,
@@ -128,12 +144,13 @@ class Database:
                 await self._pool.putconn(connection)
 
     @asynccontextmanager
-    async def statements(self) -> AsyncIterator[Transaction]:
-        """A connection on which each statement is a transaction by itself, which saves two messages each time. For
-        roles that see all tenants, and for statements that may be done twice: where the server goes away, nobody
-        knows whether the last one was done. Raises `CustodyError("database_unavailable")`."""
+    async def statements(self, tenant: UUID | None = None) -> AsyncIterator[Transaction]:
+        """A connection on which each statement is a transaction by itself, which saves two messages each time, seen
+        through the row-level security of `tenant`. For statements that may be done twice: where the server goes away,
+        nobody knows whether the last one was done. Raises `CustodyError("database_unavailable")`."""
         with _told("What was asked last may have been done; asking again does no harm."):
-            connection = await self._pool.getconn()
+            connection = await self._living()
+            connection.seen_by = tenant
             try:
                 yield connection
             except psycopg.OperationalError:
@@ -142,9 +159,20 @@ class Database:
                     self._checking = asyncio.create_task(self._pool.check(), name="check-connections")
                 raise
             finally:
+                connection.seen_by = None
                 await self._pool.putconn(connection)
 
-    async def _begin(self, tenant: UUID | None) -> Transaction:
+    async def _living(self) -> Connection:
+        """A connection that the server has not closed, as far as is known here: after its restart all are."""
+        for _ in range(self._size):
+            connection = await self._pool.getconn()
+            with suppress(psycopg.OperationalError):
+                connection.pgconn.consume_input()
+                return connection
+            await self._pool.putconn(connection)
+        return await self._pool.getconn()
+
+    async def _begin(self, tenant: UUID | None) -> Connection:
         # After a restart of the server every pooled connection is broken. Each is found out here, by the statement
         # that opens the transaction, and the next one tried: nothing has been asked for yet, so nothing is doubled.
         begin = BEGIN.format(idle=self._idle_milliseconds) + (SEE_FROM_NOW.format(tenant=tenant) if tenant else "")

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from uuid import UUID
 
 from psycopg.rows import DictRow
+from psycopg.types.json import Json
 
 from custody.database import Transaction
 from custody.errors import CustodyError
@@ -62,25 +64,22 @@ class Files:
     ) -> Kept:
         """A file row for each upload, its bytes in the tree once. After it they are gone from `staging/`. `kept_for`:
         seconds until the files expire."""
-        held = await self._held(transaction, [upload.staged.sha256 for upload in uploads])
-        kept: set[bytes] = set()
+        distinct: dict[bytes, Staged] = {}
         for staged in sorted((upload.staged for upload in uploads), key=lambda staged: staged.sha256):
-            if staged.sha256 in kept:
+            if distinct.setdefault(staged.sha256, staged) is not staged:
                 await self._volume.drop(staged)
-                continue
-            kept.add(staged.sha256)
-            found = await transaction.execute("SELECT wharf.take_blob(%s, %s) AS state", [staged.sha256, staged.size])
-            row = await found.fetchone()
-            assert row is not None
+        taken = await self._take(transaction, list(distinct.values()), kept_for)
+        for row in taken:
+            staged = distinct[row["sha256"]]
             if row["state"] == "present":
                 await self._volume.drop(staged)
             else:
                 # Bytes before the promise: a crash in between leaves a file without a row, never the reverse.
                 await self._volume.keep(staged)
-            # Where it was `present` this changes nothing but takes the same time.
-            await transaction.execute("SELECT wharf.blob_present(%s)", [staged.sha256])
-        files = [await self._add(transaction, tenant, upload, kept_for) for upload in uploads]
-        return Kept(files, held_before=kept <= held)
+        at = {row["sha256"]: (row["created_at"], row["expires_at"]) for row in taken}
+        files = [_new_file(upload, *at[upload.staged.sha256]) for upload in uploads]
+        await self._add(transaction, tenant, files)
+        return Kept(files, held_before=all(row["held"] for row in taken))
 
     async def keep_known(
         self,
@@ -228,10 +227,41 @@ class Files:
         found = await transaction.execute("SELECT wharf.hold_blobs(%s) AS sha256", [sorted(set(wanted))])
         return {row["sha256"] for row in await found.fetchall()}
 
-    async def _add(self, transaction: Transaction, tenant: UUID, upload: Upload, kept_for: float | None) -> File:
-        staged = upload.staged
-        return await self._insert(
-            transaction, tenant, staged.sha256, staged.size, upload.media, upload.filename, kept_for
+    async def _take(self, transaction: Transaction, several: Sequence[Staged], kept_for: float | None) -> list[DictRow]:
+        """Locks the row of each one's bytes, in their order; gives its state, whether the tenant has a file of them
+        already, and the two times of a new one."""
+        found = await transaction.execute(
+            f"""
+            SELECT s.sha256, wharf.take_blob(s.sha256, s.size) AS state,
+                   (SELECT true FROM wharf.files f WHERE f.sha256 = s.sha256 AND {LIVE} LIMIT 1) IS NOT NULL AS held,
+                   now() AS created_at, {EXPIRY} AS expires_at
+            FROM (
+                SELECT decode(hex, 'hex') AS sha256, size
+                FROM json_to_recordset(%(staged)s) AS s (hex text, size bigint)
+            ) s
+            """,
+            {
+                "staged": Json([{"hex": staged.sha256.hex(), "size": staged.size} for staged in several]),
+                "kept_for": kept_for,
+                "retention": self._retention_seconds,
+            },
+        )
+        return await found.fetchall()
+
+    async def _add(self, transaction: Transaction, tenant: UUID, files: Sequence[File]) -> None:
+        """Of bytes that were taken, and are in the tree: they are `present` from now on. Where they were before, that
+        changes nothing but takes the same time."""
+        await transaction.execute(
+            """
+            INSERT INTO wharf.files
+                (id, tenant_id, sha256, size, media_type, width, height, orientation, filename, created_at, expires_at)
+            SELECT f.id, %(tenant)s, decode(f.sha256, 'hex'), f.size, f.media_type, f.width, f.height, f.orientation,
+                f.filename, f.created_at, f.expires_at
+            FROM json_to_recordset(%(files)s) AS f (id uuid, sha256 text, size bigint, media_type text, width int,
+                height int, orientation smallint, filename text, created_at timestamptz, expires_at timestamptz)
+            CROSS JOIN LATERAL wharf.blob_present(decode(f.sha256, 'hex'))
+            """,
+            {"tenant": tenant, "files": Json([file.model_dump(mode="json") for file in files])},
         )
 
     async def _insert(
@@ -265,6 +295,19 @@ class Files:
         row = await inserted.fetchone()
         assert row is not None
         return _file(row)
+
+
+def _new_file(upload: Upload, created_at: datetime, expires_at: datetime) -> File:
+    return File(
+        id=new_id(),
+        sha256=upload.staged.sha256.hex(),
+        size=upload.staged.size,
+        **asdict(upload.media),
+        filename=upload.filename,
+        created_at=created_at,
+        expires_at=expires_at,
+        pinned=False,
+    )
 
 
 def _file(row: DictRow) -> File:

@@ -2,6 +2,7 @@
 end by a cancel or a deadline."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from custody.cache import ADD_ANSWERS
 from custody.database import Transaction
 from custody.errors import CustodyError
 from custody.ids import new_id
+from custody.pools import WORKER_SILENT_SECONDS
 from custody.wire import (
     Detection,
     EngineReference,
@@ -40,8 +42,8 @@ COUNT_AGAIN_SECONDS = 1.0
 """An open job's progress is counted at most this often, however many watch it."""
 
 COLUMNS = """
-    id, state, model, parameters, priority, metadata, total, done, failed, created_at, finished_at, expires_at,
-    rerun_of
+    j.id, j.state, j.model, j.parameters, j.priority, j.metadata, j.total, j.done, j.failed, j.created_at,
+    j.finished_at, j.expires_at, j.rerun_of
 """
 
 COUNTED = """
@@ -53,6 +55,27 @@ COUNTED = """
 # The tasks of a job that was ended early follow it a moment later, and none of them ends otherwise meanwhile.
 SEEN_STATE = """
     CASE WHEN j.state <> 'open' AND t.state IN ('queued', 'running') THEN 'cancelled' ELSE t.state END
+"""
+
+READY_WORKERS = f"""
+    (SELECT count(*)::int FROM wharf.workers w
+     WHERE w.pool = j.model AND w.seen_at > now() - make_interval(secs => {WORKER_SILENT_SECONDS}))
+"""
+
+# Of the job `j`, in the order of the inputs, unless it has more than %(most)s of them.
+RESULTS = f"""
+    SELECT page.* FROM (
+        SELECT t.input, {SEEN_STATE} AS input_state, t.file_id, t.filename, t.sha256, t.width, t.height,
+               t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at,
+               r.model AS result_model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
+               r.detections, r.timings, r.cached,
+               sum(octet_length(r.detections::text)) OVER (
+                   ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+        FROM wharf.tasks t
+        LEFT JOIN wharf.results r ON r.task_id = t.id
+        WHERE t.job_id = j.id AND j.total <= coalesce(%(most)s, j.total) AND t.input > %(after)s
+        ORDER BY t.input LIMIT %(limit)s
+    ) page WHERE coalesce(page.bytes_before, 0) < %(page_bytes)s
 """
 
 TASK_FIELDS = {"id", "filename", "sha256", "size", "media_type", "width", "height", "orientation"}
@@ -193,24 +216,23 @@ class Jobs:
         return job_id
 
     async def get(self, transaction: Transaction, job_id: UUID) -> Job | None:
-        found = await transaction.execute(f"SELECT {COLUMNS} FROM wharf.jobs WHERE id = %s", [job_id])
-        row = await found.fetchone()
-        if row is None:
+        found = await transaction.execute(
+            f"""
+            SELECT {COLUMNS}, page.*, CASE WHEN j.state = 'open' THEN {READY_WORKERS} END AS ready_workers
+            FROM wharf.jobs j LEFT JOIN LATERAL ({RESULTS}) page ON true
+            WHERE j.id = %(job)s ORDER BY page.input
+            """,
+            {"job": job_id, "most": INLINE_RESULTS, "after": -1, "limit": INLINE_RESULTS, "page_bytes": PAGE_BYTES},
+        )
+        rows = await found.fetchall()
+        if not rows:
             return None
-        results = None
-        if row["total"] <= INLINE_RESULTS:
-            results = await self.results(transaction, job_id, after=None, limit=INLINE_RESULTS)
-            if len(results) < row["total"]:
-                results = None
-        counts = await self._count(transaction, [row])
-        workers = await _ready_workers(transaction, [row])
-        return _job(row, counts[job_id], workers, results)
-
-    async def ended(self, transaction: Transaction, job_id: UUID) -> bool | None:
-        """None where the tenant has no such job. Cheaper than `get`, for those who wait."""
-        found = await transaction.execute("SELECT state FROM wharf.jobs WHERE id = %s", [job_id])
-        row = await found.fetchone()
-        return None if row is None else row["state"] != "open"
+        job = rows[0]
+        if job["input"] is None or len(rows) < job["total"]:
+            counts = await self._count(transaction, [job])
+            return _job(job, counts[job_id], job["ready_workers"], None)
+        results = [_result(row) for row in rows]
+        return _job(job, _counted(job, results), job["ready_workers"], results)
 
     async def total(self, transaction: Transaction, job_id: UUID) -> int | None:
         """How many inputs it has; None where the tenant has no such job."""
@@ -252,7 +274,7 @@ class Jobs:
         rows = await found.fetchall()
         counts = await self._count(transaction, rows)
         workers = await _ready_workers(transaction, rows)
-        return [_job(row, counts[row["id"]], workers, None) for row in rows]
+        return [_job(row, counts[row["id"]], workers.get(row["model"], 0), None) for row in rows]
 
     async def results(
         self, transaction: Transaction, job_id: UUID, *, after: int | None, limit: int
@@ -261,20 +283,16 @@ class Jobs:
         detections would pass `PAGE_BYTES`, but has one result at least."""
         found = await transaction.execute(
             f"""
-            SELECT * FROM (
-            SELECT t.input, {SEEN_STATE} AS state, t.file_id, t.filename, t.sha256, t.width, t.height,
-                   t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at, j.parameters,
-                   r.model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
-                   r.detections, r.timings, r.cached,
-                   sum(octet_length(r.detections::text)) OVER (
-                       ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
-            FROM wharf.tasks t
-            JOIN wharf.jobs j ON j.id = t.job_id
-            LEFT JOIN wharf.results r ON r.task_id = t.id
-            WHERE t.job_id = %s AND t.input > %s ORDER BY t.input LIMIT %s
-            ) page WHERE coalesce(bytes_before, 0) < %s ORDER BY input
+            SELECT page.*, j.parameters FROM wharf.jobs j CROSS JOIN LATERAL ({RESULTS}) page
+            WHERE j.id = %(job)s ORDER BY page.input
             """,
-            [job_id, -1 if after is None else after, limit, PAGE_BYTES],
+            {
+                "job": job_id,
+                "most": None,
+                "after": -1 if after is None else after,
+                "limit": limit,
+                "page_bytes": PAGE_BYTES,
+            },
         )
         return [_result(row) for row in await found.fetchall()]
 
@@ -381,7 +399,20 @@ async def _ready_workers(transaction: Transaction, jobs: Sequence[DictRow]) -> M
     return await models.ready_workers(transaction, open_models) if open_models else {}
 
 
-def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[InputResult] | None) -> Job:
+def _counted(job: DictRow, results: Sequence[InputResult]) -> _Count:
+    """As they stand in the results of all its inputs, or were frozen."""
+    if job["done"] is not None:
+        return _Count(job["done"], job["failed"], job["total"], 0)
+    states = Counter(result.state for result in results)
+    return _Count(
+        states["succeeded"],
+        states["failed"] + states["unprocessable"],
+        sum(result.attempts > 0 for result in results),
+        0,
+    )
+
+
+def _job(row: DictRow, count: _Count, ready_workers: int, results: list[InputResult] | None) -> Job:
     is_open = row["state"] == "open"
     open_state = JobState.RUNNING if count.begun else JobState.QUEUED
     return Job(
@@ -396,7 +427,7 @@ def _job(row: DictRow, count: _Count, workers: Mapping[str, int], results: list[
         finished_at=row["finished_at"],
         expires_at=row["expires_at"],
         rerun_of=row["rerun_of"],
-        ready_workers=workers.get(row["model"], 0) if is_open else None,
+        ready_workers=ready_workers if is_open else None,
         results=results,
     )
 
@@ -408,17 +439,17 @@ def _task(number: int, file: File) -> dict[str, Any]:
 
 def _result(row: DictRow) -> InputResult:
     model = engine = timings = detections = error = None
-    if row["model"] is not None:
-        model = ModelReference(name=row["model"], version=row["model_version"], digest=row["model_digest"].hex())
+    if row["result_model"] is not None:
+        model = ModelReference(name=row["result_model"], version=row["model_version"], digest=row["model_digest"].hex())
         if row["engine"] is not None:
             engine = EngineReference(name=row["engine"], version=row["engine_version"])
         detections = [Detection(**detection) for detection in row["detections"]]
         timings = Timings(**row["timings"])
-    if row["state"] in ("failed", "unprocessable"):
+    if row["input_state"] in ("failed", "unprocessable"):
         error = InputError(code=row["error_code"], detail=row["error_detail"])
     return InputResult(
         input=row["input"],
-        state=row["state"],
+        state=row["input_state"],
         file_id=row["file_id"],
         filename=row["filename"],
         sha256=row["sha256"].hex(),

@@ -12,11 +12,12 @@ from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
-from broker.submission import ACCEPTED, admit, announce, answer_job
-from broker.waiting import applied, preferred_seconds, wait_until_ended
+from broker.submission import ACCEPTED, admit, announce, answer_job, known
+from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import idempotency
 from custody.audit import Action
 from custody.errors import CustodyError
+from custody.ids import new_id
 from custody.notices import job_ended
 from custody.wire import (
     CACHE,
@@ -86,51 +87,57 @@ async def predict(
 ) -> Response:
     """Upload and job in one call, one transaction. With `Prefer: wait=SECONDS` the answer has the boxes."""
     tenant, request_id = principal.tenant_id, request.scope["request_id"]
-    async with body.receive(request, service, tenant, part="image", raw=False) as received:
-        wish = body.fields_of(received, PredictFields)
-        digests = [upload.staged.sha256 for upload in received.uploads]
-        wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
-        async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
-            replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
-            if not replay:
-                model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
-                kept = await service.files.keep(transaction, tenant, received.uploads, kept_for=wish.file_expires_in)
-                job_id = await service.jobs.submit(
-                    transaction,
-                    tenant,
-                    model=model,
-                    files=kept.files,
-                    parameters=Parameters(conf=wish.conf, iou=wish.iou, max_detections=wish.max_detections),
-                    priority=wish.priority,
-                    metadata=wish.metadata,
-                    expires_in=wish.expires_in,
-                    traceparent=request.scope["traceparent"],
-                    cache=wish.cache and service.settings.result_cache,
-                )
-                await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
-                await service.audit.record(
-                    transaction,
-                    principal,
-                    request_id,
-                    Action.JOB_PREDICTED,
-                    jobs=[job_id],
-                    files=kept.files,
-                    names=[model],
-                )
-            else:
-                await service.audit.record(
-                    transaction,
-                    principal,
-                    request_id,
-                    Action.JOB_PREDICTED,
-                    outcome=Outcome.REPLAYED,
-                    jobs=replay.resource,
-                )
-    if replay:
-        return await answer_job(request, service, tenant, replay.resource[0])
-    service.metrics.count(kept)
-    announce(service, job_id, model, wish.priority, len(kept.files))
-    return await answer_job(request, service, tenant, job_id)
+    job_id = new_id()
+    with service.notices.subscribe(job_ended(job_id)) as told:
+        async with body.receive(request, service, tenant, part="image", raw=False) as received:
+            wish = body.fields_of(received, PredictFields)
+            digests = [upload.staged.sha256 for upload in received.uploads]
+            wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
+            async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+                replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
+                if not replay:
+                    model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
+                    kept = await service.files.keep(
+                        transaction, tenant, received.uploads, kept_for=wish.file_expires_in
+                    )
+                    submitted = await service.jobs.submit(
+                        transaction,
+                        tenant,
+                        model=model,
+                        files=kept.files,
+                        parameters=Parameters(conf=wish.conf, iou=wish.iou, max_detections=wish.max_detections),
+                        priority=wish.priority,
+                        metadata=wish.metadata,
+                        expires_in=wish.expires_in,
+                        traceparent=request.scope["traceparent"],
+                        job_id=job_id,
+                        cache=wish.cache and service.settings.result_cache,
+                    )
+                    await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
+                    await service.audit.record(
+                        transaction,
+                        principal,
+                        request_id,
+                        Action.JOB_PREDICTED,
+                        jobs=[job_id],
+                        files=kept.files,
+                        names=[model],
+                        details=known(submitted),
+                    )
+                else:
+                    await service.audit.record(
+                        transaction,
+                        principal,
+                        request_id,
+                        Action.JOB_PREDICTED,
+                        outcome=Outcome.REPLAYED,
+                        jobs=replay.resource,
+                    )
+        if replay:
+            return await answer_job(request, service, tenant, replay.resource[0])
+        service.metrics.count(kept)
+        all_known = announce(service, submitted, model, wish.priority, len(kept.files))
+        return await answer_job(request, service, tenant, job_id, None if all_known else told)
 
 
 @router.post(
@@ -150,40 +157,50 @@ async def submit(
     _check_inputs(wish, min(settings.max_job_inputs, settings.max_tenant_backlog, settings.max_pool_backlog))
     priority = wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH)
     wanted = idempotency.fingerprint("POST /v1/jobs", wish.model_dump(mode="json"), [])
-    async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
-        replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
-        if not replay:
-            model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
-            files = await service.files.hold(transaction, wish.inputs)
-            job_id = await service.jobs.submit(
-                transaction,
-                tenant,
-                model=model,
-                files=files,
-                parameters=wish.params,
-                priority=priority,
-                metadata=wish.metadata,
-                expires_in=wish.expires_in,
-                traceparent=request.scope["traceparent"],
-                cache=wish.cache and service.settings.result_cache,
-            )
-            await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
-            await service.audit.record(
-                transaction, principal, request_id, Action.JOB_SUBMITTED, jobs=[job_id], files=files, names=[model]
-            )
-        else:
-            await service.audit.record(
-                transaction,
-                principal,
-                request_id,
-                Action.JOB_SUBMITTED,
-                outcome=Outcome.REPLAYED,
-                jobs=replay.resource,
-            )
-    if replay:
-        return await answer_job(request, service, tenant, replay.resource[0])
-    announce(service, job_id, model, priority, len(wish.inputs))
-    return await answer_job(request, service, tenant, job_id)
+    job_id = new_id()
+    with service.notices.subscribe(job_ended(job_id)) as told:
+        async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+            replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
+            if not replay:
+                model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
+                files = await service.files.hold(transaction, wish.inputs)
+                submitted = await service.jobs.submit(
+                    transaction,
+                    tenant,
+                    model=model,
+                    files=files,
+                    parameters=wish.params,
+                    priority=priority,
+                    metadata=wish.metadata,
+                    expires_in=wish.expires_in,
+                    traceparent=request.scope["traceparent"],
+                    job_id=job_id,
+                    cache=wish.cache and service.settings.result_cache,
+                )
+                await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
+                await service.audit.record(
+                    transaction,
+                    principal,
+                    request_id,
+                    Action.JOB_SUBMITTED,
+                    jobs=[job_id],
+                    files=files,
+                    names=[model],
+                    details=known(submitted),
+                )
+            else:
+                await service.audit.record(
+                    transaction,
+                    principal,
+                    request_id,
+                    Action.JOB_SUBMITTED,
+                    outcome=Outcome.REPLAYED,
+                    jobs=replay.resource,
+                )
+        if replay:
+            return await answer_job(request, service, tenant, replay.resource[0])
+        all_known = announce(service, submitted, model, priority, len(wish.inputs))
+        return await answer_job(request, service, tenant, job_id, None if all_known else told)
 
 
 @router.get(
@@ -230,19 +247,14 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
     """With `Prefer: wait=SECONDS` it answers when the job has ended, or as it stands when the time is over."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
     wanted = parse_id(job_id, "job")
-    await wait_until_ended(service, request, principal.tenant_id, wanted, seconds)
-    async with service.database.transaction(principal.tenant_id) as transaction:
-        job = await service.jobs.get(transaction, wanted)
-        if job is None:
-            raise no_such("job")
-        found = any(result.detections is not None for result in job.results or ())
-        await service.audit.record(
-            transaction,
-            principal,
-            request.scope["request_id"],
-            Action.RESULTS_READ if found else Action.JOB_SEEN,
-            jobs=[wanted],
-        )
+    job = await wait_for_end(service, request, principal.tenant_id, wanted, seconds)
+    if job is None:
+        raise no_such("job")
+    found = any(result.detections is not None for result in job.results or ())
+    action = Action.RESULTS_READ if found else Action.JOB_SEEN
+    if service.audit.keeps(action):
+        async with service.database.transaction(principal.tenant_id) as transaction:
+            await service.audit.record(transaction, principal, request.scope["request_id"], action, jobs=[wanted])
     return answer(job, headers=applied(seconds))
 
 

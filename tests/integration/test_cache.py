@@ -7,11 +7,12 @@ from uuid import UUID
 import pytest
 from psycopg.errors import InsufficientPrivilege
 
-from custody import cleanup, erasure
+from custody import cleanup, erasure, models
 from custody.cache import Computation
 from custody.database import Database
+from custody.models import ModelFiles, Registration
 from custody.tasks import Claim, Claimed, Offer, Tasks
-from custody.wire import JobState, Priority
+from custody.wire import JobInput, JobState, Parameters, Priority
 from tests.support.domain import DETECTIONS, MODEL, POOL, TIMINGS, Domain
 
 pytestmark = pytest.mark.postgres
@@ -159,6 +160,114 @@ async def test_a_tenant_sees_and_writes_no_answer_of_another(domain, acme, globe
                 f"INSERT INTO wharf.results ({columns}) VALUES (%s, %s, 1, 'm', 1, sha256('m'), '[]', '{{}}')",
                 [task["id"], acme],
             )
+
+
+# At the submit
+
+
+@pytest.fixture
+async def registered(domain) -> None:
+    """The model as its worker has registered it."""
+    await register(domain)
+
+
+async def register(domain: Domain, digest: bytes = COMPUTES.digest, pipeline: str | None = COMPUTES.pipeline) -> None:
+    files = ModelFiles(POOL, digest, "models/none")
+    async with domain.worker.transaction() as transaction:
+        await models.register(transaction, Registration(files, "detect", [], 32, 32, pipeline))
+
+
+async def test_a_job_all_of_whose_inputs_are_known_has_succeeded_at_once(domain, acme, registered):
+    file = await picture(domain, acme)
+    await known(domain, acme, file)
+    job = await submit(domain, acme, file, inputs=3)
+    ended = await domain.get(acme, job)
+    assert (ended.state, ended.progress.done, ended.progress.failed) == (JobState.SUCCEEDED, 3, 0)
+    assert ended.finished_at is not None
+    for result in ended.results:
+        assert (result.state, result.cached, result.attempts) == ("succeeded", True, 0)
+        assert (result.detections, result.model, result.timings.infer) == (DETECTIONS, MODEL, TIMINGS.infer)
+    assert await claim(domain) == Claimed([], [], [])
+
+
+async def test_of_a_job_that_is_partly_known_the_rest_is_queued(domain, acme, registered):
+    file, other = await picture(domain, acme), await picture(domain, acme, b"another")
+    await known(domain, acme, file)
+    job = await domain.submit_on(acme, [file, other, file], cache=True)
+    assert domain.task_states(job) == ["succeeded", "queued", "succeeded"]
+    assert (await domain.get(acme, job)).progress.done == 2
+    [one] = (await claim(domain)).claims
+    assert await domain.end(one)
+    assert [result.cached for result in (await domain.get(acme, job)).results] == [True, False, True]
+
+
+async def test_a_submit_looks_for_what_the_newest_active_version_gives(domain, acme, registered):
+    file = await picture(domain, acme)
+    await known(domain, acme, file)
+    await register(domain, b"n" * 32)
+    newer = await submit(domain, acme, file)
+    assert domain.task_states(newer) == ["queued"]
+    # A worker of the version before has its answer.
+    assert [task.job_id for task in (await claim(domain)).ended] == [newer]
+    await domain.change("UPDATE wharf.models SET state = 'retired' WHERE digest = %s", [b"n" * 32])
+    assert domain.task_states(await submit(domain, acme, file)) == ["succeeded"]
+
+
+async def test_a_submit_looks_for_what_the_last_registered_pipeline_gives(domain, acme, registered):
+    file = await picture(domain, acme)
+    await known(domain, acme, file)
+    await register(domain, pipeline="2")
+    assert domain.task_states(await submit(domain, acme, file)) == ["queued"]
+    await claim(domain)
+    # Who only looks at a model says nothing of how it is served.
+    await register(domain)
+    await register(domain, pipeline=None)
+    assert domain.task_states(await submit(domain, acme, file)) == ["succeeded"]
+
+
+@pytest.mark.parametrize("changed", ["another tenant", "other parameters", "cache: false"])
+async def test_at_the_submit_too_whatever_differs_is_queued(domain, acme, globex, registered, changed):
+    file = await picture(domain, acme)
+    await known(domain, acme, file)
+    tenant = globex if changed == "another tenant" else acme
+    mine = await picture(domain, tenant)
+    async with domain.api.transaction(tenant) as transaction:
+        submitted = await domain.jobs.submit(
+            transaction,
+            tenant,
+            model=POOL,
+            files=await domain.files.hold(transaction, [JobInput(file=mine)]),
+            parameters=Parameters(conf=0.5 if changed == "other parameters" else 0.25),
+            priority=Priority.INTERACTIVE,
+            metadata={},
+            cache=changed != "cache: false",
+        )
+    assert submitted.answered == 0
+    assert domain.task_states(submitted.job_id) == ["queued"]
+
+
+async def test_a_submit_that_is_rolled_back_leaves_nothing(domain, acme, registered):
+    file = await picture(domain, acme)
+    await known(domain, acme, file)
+    async with domain.api.transaction(acme) as transaction:
+        files = await domain.files.hold(transaction, [JobInput(file=file)])
+        submitted = await domain.jobs.submit(
+            transaction, acme, model=POOL, files=files, parameters=Parameters(), priority=Priority.BATCH, metadata={},
+            cache=True,
+        )  # fmt: skip
+        assert submitted.answered == 1
+        await transaction.rollback()
+    assert domain.rows("SELECT count(*) FROM wharf.jobs") == [{"count": 1}]
+    assert domain.rows("SELECT count(*) FROM wharf.results") == [{"count": 1}]
+
+
+async def test_a_purge_takes_an_answer_that_was_given_at_the_submit(domain, acme, registered):
+    file = await picture(domain, acme)
+    await known(domain, acme, file)
+    job = await submit(domain, acme, file)
+    await purge(domain, acme, file)
+    [result] = (await domain.get(acme, job)).results
+    assert (result.detections, result.purged_at is not None, kept(domain)) == (None, True, 0)
 
 
 # Twins

@@ -6,7 +6,7 @@ import random
 import psycopg
 import pytest
 
-from custody.jobs import Jobs
+from custody.jobs import INLINE_RESULTS, Jobs
 from custody.wire import JobState, Parameters, Priority
 from tests.support.domain import DETECTIONS, MODEL, TIMINGS
 
@@ -395,21 +395,30 @@ async def test_results_page_by_the_last_input_and_large_jobs_carry_none_inline(d
     assert inputs == list(range(101))
 
 
-async def test_an_open_jobs_progress_is_counted_once_a_second_however_many_watch(domain, acme):
-    job = await domain.submit(acme, inputs=2)
-    claims = await domain.claim(2)
+async def test_a_large_open_jobs_progress_is_counted_once_a_second_however_many_watch(domain, acme):
+    job = await domain.submit(acme, inputs=INLINE_RESULTS + 1)
+    [claim] = await domain.claim(1)
 
     async def seen() -> int:
         async with domain.api.transaction(acme) as transaction:
             return (await domain.jobs.get(transaction, job)).progress.done
 
     assert await seen() == 0
-    await domain.succeed(claims[0])
+    await domain.succeed(claim)
     assert await seen() == 0
     await asyncio.sleep(1.1)
     assert await seen() == 1
-    await domain.end(claims[1])
-    assert await seen() == 2
+
+
+async def test_a_job_that_carries_its_results_has_the_progress_that_they_show(domain, acme):
+    job = await domain.submit(acme, inputs=3)
+    claims = await domain.claim(2)
+    for end, done, failed in ((domain.succeed, 1, 0), (domain.fail, 1, 1)):
+        await end(claims.pop())
+        async with domain.api.statements(acme) as statements:
+            seen = await domain.jobs.get(statements, job)
+        assert (seen.state, seen.progress.done, seen.progress.failed) == ("running", done, failed)
+        assert [result.state for result in seen.results].count("succeeded") == done
 
 
 async def test_a_jobs_priority_is_its_tasks_class(domain, acme):

@@ -29,7 +29,7 @@ STEPS: Mapping[str, Callable[[], None]] = MappingProxyType(
         "the blob is locked": lambda: die_before(Volume, "keep"),
         "the rename has happened": lambda: die_after(Path, "rename"),
         "the folder is synced": lambda: die_after(volume, "_place"),
-        "the blob is present, the file not yet a row": lambda: die_before(Files, "_add"),
+        "the bytes are in the tree, the file not yet a row": lambda: die_before(Files, "_add"),
         "every row is written, none committed": lambda: die_after(Files, "keep"),
         "the receipt is written, nothing committed": lambda: die_after(Audit, "record"),
         "all is committed, nothing answered": lambda: die_before(BrokerMetrics, "count"),

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection
 
-from custody.database import Database
+from custody.database import Connection, Database
 from custody.volume import Volume
 from tests.support.nfs import Host, RealDisk
 
@@ -84,7 +83,7 @@ ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)
 _thread = threading.local()
 
 
-class SteppedConnection(AsyncConnection[Any]):
+class SteppedConnection(Connection):
     """Stops its actor before each statement. For all others it is as any."""
 
     scheduler: "Scheduler"
