@@ -232,7 +232,7 @@ class Fleet:
         assert self.service.ask("SELECT id FROM wharf.jobs WHERE state = 'open'") == []
         assert self.service.ask(
             "SELECT t.id, count(r.task_id) FROM wharf.tasks t LEFT JOIN wharf.results r ON r.task_id = t.id"
-            " GROUP BY t.id HAVING count(r.task_id) FILTER (WHERE r.attempt = t.attempt)"
+            " WHERE t.purged_at IS NULL GROUP BY t.id HAVING count(r.task_id) FILTER (WHERE r.attempt = t.attempt)"
             " <> CASE t.state WHEN 'succeeded' THEN 1 ELSE 0 END OR count(r.task_id) > 1"
         ) == []  # fmt: skip
         assert self.service.staged() == []
