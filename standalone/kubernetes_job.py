@@ -66,7 +66,13 @@ def run(kubernetes: Kubernetes, component: str, release: str | None, wishes: Map
             arguments.append(option)
         elif wish is not None and wish is not False:
             arguments += [option, str(wish).removesuffix(".0")]
-    name = start(kubernetes, cron_job(kubernetes, component, release), arguments)
+    found = deepcopy(cron_job(kubernetes, component, release))
+    if seconds := wishes.get("--max-seconds"):
+        # As the chart reckons it: what is in hand by then is finished, and the pod has to start.
+        spec = found["spec"]["jobTemplate"]["spec"]
+        if "activeDeadlineSeconds" in spec:
+            spec["activeDeadlineSeconds"] = max(spec["activeDeadlineSeconds"], int(2 * seconds + 600))
+    name = start(kubernetes, found, arguments)
     say(f"The Job {name} runs in {kubernetes.namespace}.")
     try:
         succeeded = follow(kubernetes, name, show=typer.echo, tell=say)

@@ -461,6 +461,15 @@ def test_what_is_set_up_on_this_machine_is_cleaned_and_not_the_cluster(
     assert len(api.objects["jobs"]) == 2
 
 
+def test_a_job_that_is_given_more_time_is_not_ended_by_its_cron_jobs_deadline(api: KubernetesApi, bare: Path) -> None:
+    api.rights = OPERATE
+    api.put("cronjobs", fake.cron_job())
+    cleanup(max_seconds=7200)
+    [job] = api.objects["jobs"].values()
+    assert job["spec"]["activeDeadlineSeconds"] == 15000
+    assert api.objects["cronjobs"]["wharf-cleanup"]["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] == 1800
+
+
 def test_of_several_releases_none_is_guessed(api: KubernetesApi, bare: Path) -> None:
     api.rights = OPERATE
     for release in ("one", "two"):
@@ -513,6 +522,7 @@ def test_a_verification_is_a_job_made_from_its_cron_job_where_the_cluster_is_nam
     assert arguments(job) == [
         "verify", "--max-seconds", "600", "--quick", "--max-seconds", "90.5", "--rate", "10000000",
     ]  # fmt: skip
+    assert job["spec"]["activeDeadlineSeconds"] == 1800
     # --accept lets a restore pass for good: of what is not named it is not asked.
     with pytest.raises(SystemExit, match="add --in-cluster"):
         verify(accepting=True)

@@ -261,7 +261,11 @@ def cron_job(name: str = "wharf-cleanup", release: str = "wharf", component: str
     template = {"restartPolicy": "Never", "containers": [container]}
     job = {
         "metadata": {"labels": found},
-        "spec": {"backoffLimit": 1, "template": {"metadata": {"labels": found}, "spec": template}},
+        "spec": {
+            "backoffLimit": 1,
+            "activeDeadlineSeconds": 1800,
+            "template": {"metadata": {"labels": found}, "spec": template},
+        },
     }
     return {"metadata": {"name": name, "labels": found}, "spec": {"schedule": "0 0 1 1 *", "jobTemplate": job}}
 
