@@ -20,7 +20,7 @@ from custody.installation import SweepOff
 from custody.settings import load
 from custody.telemetry import configure_logging
 from standalone import kubernetes_job
-from standalone.kubernetes_job import InCluster, Namespace, Release
+from standalone.kubernetes_job import IN_CLUSTER, InCluster, Namespace, Release
 from standalone.reach import is_set_up, reach
 from wharfinger.commands.options import Limit
 from wharfinger.commands.output import cell, print_facts, print_table, say, shown_bytes, shown_time, table
@@ -60,16 +60,14 @@ def cleanup(
     or of which this is a pod: it is told before anything is done.
     """
     try:
-        kubernetes = _cluster(
-            named=in_cluster or namespace is not None or release is not None,
-            here_alone=every is not None or history or data is not None,
-            namespace=namespace,
-        )
+        here_alone = every is not None or history or data is not None
+        named = in_cluster or namespace is not None or release is not None
+        kubernetes = _cluster(named=named, here_alone=here_alone, namespace=namespace)
         if kubernetes is not None:
             wishes = {"--dry-run": dry_run, "--now": now, "--json": as_json, "--max-seconds": max_seconds}
             kubernetes_job.run(kubernetes, "cleanup", release, wishes)
             return
-        url, volume = reach("wharf_cleanup", data, otherwise=" For a service in Kubernetes add --in-cluster.")
+        url, volume = reach("wharf_cleanup", data, otherwise="" if here_alone else IN_CLUSTER)
         settings = load(CleanupSettings, database_url=url, volume=volume)
         level = settings.log_level if every is not None else "critical"
         configure_logging(process="cleanup", format=settings.log_format, level=level)

@@ -14,6 +14,8 @@ from broker.kubernetes import COMPONENT, INSTANCE, OURS, Kubernetes, KubernetesE
 from custody.errors import StartError
 from wharfinger.commands.output import say
 
+IN_CLUSTER = " For a service in Kubernetes add --in-cluster."
+
 InCluster: TypeAlias = Annotated[
     bool, typer.Option("--in-cluster", help="In Kubernetes: a Job made from the CronJob, and its log")
 ]

@@ -18,7 +18,7 @@ from custody.integrity import Counts, Run
 from custody.settings import load
 from custody.telemetry import configure_logging
 from standalone import kubernetes_job
-from standalone.kubernetes_job import InCluster, Namespace, Release
+from standalone.kubernetes_job import IN_CLUSTER, InCluster, Namespace, Release
 from standalone.reach import reach
 from wharfinger.commands.options import Limit
 from wharfinger.commands.output import cell, print_facts, print_table, say, shown_bytes, shown_time, table
@@ -65,8 +65,9 @@ def verify(
     With --in-cluster the cluster does it that kubectl would reach, or of which this is a pod.
     """
     try:
+        here_alone = every is not None or history or data is not None
         if in_cluster or namespace is not None or release is not None:
-            if every is not None or history or data is not None:
+            if here_alone:
                 raise StartError("--in-cluster goes with --quick, --accept, --max-seconds, --rate and --json alone.")
             wishes = {"--quick": quick, "--accept": accepting, "--json": as_json}
             kubernetes_job.run(
@@ -74,7 +75,7 @@ def verify(
                 {**wishes, "--max-seconds": max_seconds, "--rate": rate},
             )  # fmt: skip
             return
-        url, volume = reach("wharf_cleanup", data, otherwise=" For a service in Kubernetes add --in-cluster.")
+        url, volume = reach("wharf_cleanup", data, otherwise="" if here_alone else IN_CLUSTER)
         given = {} if rate is None else {"verify_bytes_per_second": rate}
         settings = load(VerifySettings, database_url=url, volume=volume, **given)
         if every is None:
