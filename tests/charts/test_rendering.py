@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from contracts.helm import WHEELS
+from standalone.doctor import trial
 from tests.charts.rendering import CHART, QUEUED, VALUES, objects, rendered, run
 
 
@@ -145,6 +146,8 @@ def test_the_notes_warn_of_an_evaluation_and_of_models_to_register(tmp_path: Pat
     assert "-F image=@bus.jpg -F model=yolo11n " in said
     assert "delete the claim wharf-wharfinger-files," in said
     assert "delete the claim" not in notes("little")
+    [minutes] = re.findall(r"helm test wharf -n ml --logs --timeout (\d+)m", said)
+    assert 60 * int(minutes) > trial.WAIT_SECONDS  # helm's own five minutes are over when the doctor's are
     assert "Workers of yolo11n wait" in said
     assert "Workers of street-scenes wait" not in said
     assert {"WHARF_API_KEY", "WHARF_SERVER"} == set(re.findall(r"export (\w+)=", said)), "as `wharf` reads them"
