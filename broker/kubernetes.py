@@ -220,7 +220,11 @@ class Kubernetes:
 
 def _has_kubeconfig(config: Any) -> bool:
     """In one of the places that KUBECONFIG names, or the usual one."""
-    return any(Path(each).expanduser().is_file() for each in config.KUBE_CONFIG_DEFAULT_LOCATION.split(os.pathsep))
+    places = config.KUBE_CONFIG_DEFAULT_LOCATION.split(os.pathsep)
+    try:
+        return any(Path(place).expanduser().is_file() for place in places)
+    except RuntimeError:  # A container's user without a name, and so without a home.
+        return False
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -509,6 +510,15 @@ def test_in_a_pod_with_a_kubeconfig_that_one_holds_as_with_kubectl(bare: Path, m
     monkeypatch.setattr(config, "KUBE_CONFIG_DEFAULT_LOCATION", f"{bare}/none{os.pathsep}{bare}/kubeconfig")
     assert Kubernetes.connect(usual=True).context == "here"
     assert Kubernetes.connect().context is None  # a broker's login is its own
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    # In a pod with any uid: without a name there is no home.
+    monkeypatch.setattr(config, "KUBE_CONFIG_DEFAULT_LOCATION", "~/.kube/config")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    assert Kubernetes.connect(usual=True).context is None
 
 
 def test_a_verification_is_a_job_made_from_its_cron_job_where_the_cluster_is_named(
