@@ -12,7 +12,7 @@ from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
-from broker.submission import ACCEPTED, admit, announce, answer_job, known
+from broker.submission import ACCEPTED, admit, announce, answer_job, known, known_job
 from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import idempotency
 from custody.audit import Action
@@ -124,6 +124,7 @@ async def predict(
                         names=[model],
                         details=known(submitted),
                     )
+                    job = await known_job(service, transaction, submitted, len(kept.files))
                 else:
                     await service.audit.record(
                         transaction,
@@ -136,8 +137,8 @@ async def predict(
         if replay:
             return await answer_job(request, service, tenant, replay.resource[0])
         service.metrics.count(kept)
-        all_known = announce(service, submitted, model, wish.priority, len(kept.files))
-        return await answer_job(request, service, tenant, job_id, None if all_known else told)
+        announce(service, submitted, model, wish.priority, len(kept.files))
+        return await answer_job(request, service, tenant, job_id, told, job)
 
 
 @router.post(
@@ -188,6 +189,7 @@ async def submit(
                     names=[model],
                     details=known(submitted),
                 )
+                job = await known_job(service, transaction, submitted, len(files))
             else:
                 await service.audit.record(
                     transaction,
@@ -199,8 +201,8 @@ async def submit(
                 )
         if replay:
             return await answer_job(request, service, tenant, replay.resource[0])
-        all_known = announce(service, submitted, model, priority, len(wish.inputs))
-        return await answer_job(request, service, tenant, job_id, None if all_known else told)
+        announce(service, submitted, model, priority, len(wish.inputs))
+        return await answer_job(request, service, tenant, job_id, told, job)
 
 
 @router.get(
