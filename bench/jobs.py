@@ -20,10 +20,10 @@ def upload(fleet: Fleet, pictures: Iterable[bytes]) -> Inputs:
         return [{"sha256": _uploaded(client, picture)} for picture in pictures]
 
 
-def run_job(fleet: Fleet, inputs: Inputs, size: int) -> float:
-    """One job of `size` inputs, those that there are again and again; from its submission until somebody who waits is
-    told that it has succeeded, in seconds."""
-    wanted = {"inputs": [inputs[number % len(inputs)] for number in range(size)]}
+def run_job(fleet: Fleet, inputs: Inputs, size: int, *, cache: bool = False) -> float:
+    """One job of `size` inputs, those that there are again and again, each of them inferred unless the `cache` may know
+    it; from its submission until somebody who waits is told that it has succeeded, in seconds."""
+    wanted = {"inputs": [inputs[number % len(inputs)] for number in range(size)], "cache": cache}
     with fleet.service.client() as client:
         began = time.perf_counter()
         job = client.post("/v1/jobs", json=wanted, headers=WAIT, timeout=90).raise_for_status().json()

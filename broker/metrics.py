@@ -34,6 +34,10 @@ class BrokerMetrics:
             "wharf_jobs_refused", "Jobs for which there was no model or no room", ["reason"], registry=self.registry
         )
         self.inputs = Counter("wharf_job_inputs", "Inputs submitted in jobs", ["model"], registry=self.registry)
+        self.cached = Counter(
+            "wharf_job_inputs_cached", "Of these, inputs that were answered from the cache as they came", ["model"],
+            registry=self.registry,
+        )  # fmt: skip
         self.cleanup = Gauge(
             "wharf_last_cleanup", "Of the newest row in the history of cleanups", ["figure"], registry=self.registry
         )

@@ -57,6 +57,11 @@ class BrokerSettings(LeavingSettings, PressureSettings, VolumeSettings, Retentio
         description="Inputs of one tenant that may wait for one model before its jobs get 429",
     )
     max_wait_seconds: float = Field(default=60.0, ge=0, description="Longest `Prefer: wait` that is granted")
+    result_cache: bool = Field(
+        default=True,
+        description="Whether a picture is answered with what its tenant's same bytes gave before, unless its request "
+        "says `cache: false`",
+    )
     default_model: str | None = Field(
         default=None, description="Model of requests that name none. If unset, the only one registered"
     )

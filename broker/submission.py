@@ -14,6 +14,7 @@ from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import models
 from custody.database import Transaction
 from custody.errors import CustodyError
+from custody.jobs import Submitted
 from custody.notices import Subscription, tasks_queued
 from custody.wire import Job, Priority
 
@@ -39,11 +40,20 @@ async def admit(
     return name
 
 
-def announce(service: Service, job_id: UUID, model: str, priority: Priority, inputs: int) -> None:
-    """After the commit."""
-    service.notices.tell(tasks_queued(model, priority))
+def known(submitted: Submitted) -> dict[str, Any] | None:
+    """What a receipt says of answers from the cache."""
+    return {"cached": submitted.answered} if submitted.answered else None
+
+
+def announce(service: Service, submitted: Submitted, model: str, priority: Priority, inputs: int) -> bool:
+    """After the commit. True where all inputs are answered already."""
+    all_known = submitted.answered == inputs
+    if not all_known:
+        service.notices.tell(tasks_queued(model, priority))
     service.metrics.inputs.labels(model).inc(inputs)
-    log.info("job_submitted", job_id=str(job_id), model=model, inputs=inputs)
+    service.metrics.cached.labels(model).inc(submitted.answered)
+    log.info("job_submitted", job_id=str(submitted.job_id), model=model, inputs=inputs, cached=submitted.answered)
+    return all_known
 
 
 async def answer_job(

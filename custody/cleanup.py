@@ -192,8 +192,9 @@ async def find_deleted(transaction: Transaction, after: DictRow | None, limit: i
 
 
 async def remove_files(transaction: Transaction, files: Sequence[UUID]) -> int:
-    """Takes away the rows of those that are over and have no task that has not ended; gives how many. With the bytes'
-    rows locked nobody adds a task meanwhile. What goes is put on the list of suspects by a trigger."""
+    """Takes away the rows of those that are over and have no task that has not ended; gives how many. A tenant's last
+    one of some bytes takes along what was cached of them. With the bytes' rows locked nobody adds a task meanwhile.
+    What goes is put on the list of suspects by a trigger."""
     locked = await _rows(
         transaction,
         """
@@ -202,11 +203,25 @@ async def remove_files(transaction: Transaction, files: Sequence[UUID]) -> int:
         """,
         {"files": list(files)},
     )
-    removed = await transaction.execute(
-        f"DELETE FROM wharf.files f WHERE f.id = ANY (%s) AND {GOING} AND {NO_OPEN_TASK.format(sha256='f.sha256')}",
-        [[row["id"] for row in locked]],
+    removed = await _rows(
+        transaction,
+        f"""
+        DELETE FROM wharf.files f
+        WHERE f.id = ANY (%(files)s) AND {GOING} AND {NO_OPEN_TASK.format(sha256="f.sha256")}
+        RETURNING f.tenant_id, f.sha256
+        """,
+        {"files": [row["id"] for row in locked]},
     )
-    return removed.rowcount
+    # The tenant could not ask for them any more.
+    await transaction.execute(
+        """
+        DELETE FROM wharf.cached_results c USING unnest(%s::uuid[], %s::bytea[]) gone (tenant_id, sha256)
+        WHERE c.sha256 = gone.sha256 AND c.tenant_id = gone.tenant_id AND (
+            SELECT true FROM wharf.files f WHERE f.sha256 = c.sha256 AND f.tenant_id = c.tenant_id LIMIT 1) IS NULL
+        """,
+        [[row["tenant_id"] for row in removed], [row["sha256"] for row in removed]],
+    )
+    return len(removed)
 
 
 # Jobs and idempotency keys
@@ -233,8 +248,8 @@ async def find_old_jobs(
 
 
 async def remove_jobs(transaction: Transaction, jobs: Sequence[UUID]) -> int:
-    """Takes away those that have ended to their last task, with tasks and results; gives how many. What somebody reruns
-    now is left for the next time.
+    """Takes away those that have ended to their last task, with tasks, results, and what they or older ones have left
+    in the cache; gives how many. What somebody reruns now is left for the next time.
 
     Jobs are locked before their tasks: a rerun holds the job and waits for its bytes, a purge holds bytes and
     waits for tasks. Whoever held tasks and waited for the job would close the circle."""
@@ -251,6 +266,13 @@ async def remove_jobs(transaction: Transaction, jobs: Sequence[UUID]) -> int:
     await transaction.execute("SELECT id FROM wharf.tasks WHERE job_id = ANY (%s) ORDER BY id FOR UPDATE", [going])
     await transaction.execute(
         "DELETE FROM wharf.results r USING wharf.tasks t WHERE t.job_id = ANY (%s) AND r.task_id = t.id", [going]
+    )
+    await transaction.execute(
+        """
+        DELETE FROM wharf.cached_results c USING wharf.tasks t
+        WHERE t.job_id = ANY (%s) AND c.sha256 = t.sha256 AND c.tenant_id = t.tenant_id AND c.created_at <= t.ended_at
+        """,
+        [going],
     )
     await transaction.execute("DELETE FROM wharf.tasks WHERE job_id = ANY (%s)", [going])
     removed = await transaction.execute("DELETE FROM wharf.jobs WHERE id = ANY (%s)", [going])

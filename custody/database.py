@@ -39,7 +39,7 @@ SEE_AS = "SELECT set_config('wharf.tenant', %s, true)"
 
 OLDEST_POSTGRES = 15
 
-NEEDED_MIGRATION = 15
+NEEDED_MIGRATION = 19
 """The newest migration of this release: processes start on its schema or a newer one, which still suits them."""
 
 ROLES = ("wharf_owner", "wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup")

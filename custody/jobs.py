@@ -12,6 +12,7 @@ from psycopg.rows import DictRow
 from psycopg.types.json import Json, Jsonb
 
 from custody import models
+from custody.cache import ADD_ANSWERS
 from custody.database import Transaction
 from custody.errors import CustodyError
 from custody.ids import new_id
@@ -67,7 +68,7 @@ RESULTS = f"""
         SELECT t.input, {SEEN_STATE} AS input_state, t.file_id, t.filename, t.sha256, t.width, t.height,
                t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at,
                r.model AS result_model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
-               r.detections, r.timings,
+               r.detections, r.timings, r.cached,
                sum(octet_length(r.detections::text)) OVER (
                    ORDER BY t.input ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
         FROM wharf.tasks t
@@ -94,6 +95,14 @@ class _Count:
     at: float
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """`answered`: so many of its inputs, from the cache."""
+
+    job_id: UUID
+    answered: int
+
+
 class Jobs:
     def __init__(self) -> None:
         self._counts: dict[UUID, _Count] = {}
@@ -111,25 +120,54 @@ class Jobs:
         expires_in: float | None = None,
         traceparent: str | None = None,
         job_id: UUID | None = None,
-    ) -> UUID:
+        cache: bool = False,
+    ) -> Submitted:
         """The job and its tasks, one for each file. The caller holds the files' bytes in this transaction.
         `expires_in`: seconds to the job's deadline; `traceparent` (W3C): that of the request; `job_id`: a new one,
-        for whoever waits for the job from before it is there."""
+        for whoever waits for the job from before it is there; `cache`: its inputs may be answered from the cache, and
+        what they give is kept there. Where all are answered, the job has succeeded."""
         job_id = job_id or new_id()
-        await transaction.execute(
-            """
-            WITH job AS (
+        submitted = await transaction.execute(
+            f"""
+            WITH current AS MATERIALIZED (
+                SELECT wharf.recipe(m.name, m.digest, m.pipeline, %(parameters)s) AS recipe FROM wharf.models m
+                WHERE %(cache)s AND m.name = %(model)s AND m.state = 'active' ORDER BY m.version DESC LIMIT 1
+            ),
+            wanted AS MATERIALIZED (
+                SELECT w.task, w.input, w.id, w.filename, decode(w.sha256, 'hex') AS sha256, w.size, w.media_type,
+                    w.width, w.height, w.orientation, known.recipe
+                FROM json_to_recordset(%(tasks)s) AS w (task uuid, input int, id uuid, filename text, sha256 text,
+                    size bigint, media_type text, width int, height int, orientation smallint)
+                LEFT JOIN LATERAL (
+                    SELECT c.recipe FROM current JOIN wharf.cached_results c USING (recipe)
+                    WHERE c.sha256 = decode(w.sha256, 'hex') AND c.tenant_id = %(tenant)s
+                ) known ON true
+            ),
+            job AS (
                 INSERT INTO wharf.jobs
-                    (id, tenant_id, model, parameters, priority, metadata, total, expires_at, traceparent)
-                VALUES (%(job)s, %(tenant)s, %(model)s, %(parameters)s, %(priority)s, %(metadata)s, %(total)s,
-                    now() + make_interval(secs => %(expires_in)s::float8), %(traceparent)s)
-            )
-            INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input,
-                file_id, filename, sha256, size, media_type, width, height, orientation)
-            SELECT t.task, %(tenant)s, %(job)s, %(model)s, %(priority)s, t.input,
-                t.id, t.filename, decode(t.sha256, 'hex'), t.size, t.media_type, t.width, t.height, t.orientation
-            FROM json_to_recordset(%(tasks)s) AS t (task uuid, input int, id uuid, filename text, sha256 text,
-                size bigint, media_type text, width int, height int, orientation smallint)
+                    (id, tenant_id, model, parameters, priority, metadata, total, expires_at, traceparent, cache,
+                     state, done, failed, finished_at)
+                SELECT %(job)s, %(tenant)s, %(model)s, %(parameters)s, %(priority)s, %(metadata)s, %(total)s,
+                    now() + make_interval(secs => %(expires_in)s::float8), %(traceparent)s, %(cache)s,
+                    CASE WHEN every.known THEN 'succeeded' ELSE 'open' END, CASE WHEN every.known THEN %(total)s END,
+                    CASE WHEN every.known THEN 0 END, CASE WHEN every.known THEN now() END
+                FROM (SELECT bool_and(recipe IS NOT NULL) AS known FROM wanted) every
+            ),
+            added AS (
+                INSERT INTO wharf.tasks (id, tenant_id, job_id, pool, class, input,
+                    file_id, filename, sha256, size, media_type, width, height, orientation, recipe, state, ended_at)
+                SELECT w.task, %(tenant)s, %(job)s, %(model)s, %(priority)s, w.input,
+                    w.id, w.filename, w.sha256, w.size, w.media_type, w.width, w.height, w.orientation, w.recipe,
+                    CASE WHEN w.recipe IS NULL THEN 'queued' ELSE 'succeeded' END,
+                    CASE WHEN w.recipe IS NOT NULL THEN now() END
+                FROM wanted w
+                RETURNING id, tenant_id, sha256, recipe, attempt, created_at
+            ),
+            answered AS (
+                SELECT id, tenant_id, sha256, recipe, attempt, created_at FROM added WHERE recipe IS NOT NULL
+            ),
+            answers AS ({ADD_ANSWERS})
+            SELECT count(recipe)::int AS answered FROM wanted
             """,
             {
                 "job": job_id,
@@ -141,10 +179,13 @@ class Jobs:
                 "total": len(files),
                 "expires_in": expires_in,
                 "traceparent": traceparent,
+                "cache": cache,
                 "tasks": Json([_task(number, file) for number, file in enumerate(files)]),
             },
         )
-        return job_id
+        row = await submitted.fetchone()
+        assert row is not None
+        return Submitted(job_id, row["answered"])
 
     async def repeat(
         self, transaction: Transaction, original: UUID, inputs: Sequence[int], *, traceparent: str | None = None
@@ -421,6 +462,7 @@ def _result(row: DictRow) -> InputResult:
         parameters=Parameters(**row["parameters"]),
         detections=detections,
         timings=timings,
+        cached=bool(row["cached"]),
         error=error,
         purged_at=row["purged_at"],
     )

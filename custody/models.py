@@ -52,13 +52,15 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Registration:
-    """What a worker has found out about a model by loading it."""
+    """What a worker has found out about a model by loading it. `pipeline`: see `custody.cache.Computation`; None: it
+    was looked at, and is not served."""
 
     files: ModelFiles
     task: str
     classes: Sequence[str]
     input_width: int
     input_height: int
+    pipeline: str | None = None
 
 
 def is_file(model: str) -> bool:
@@ -132,7 +134,8 @@ def check_bytes(files: ModelFiles, volume: Path) -> None:
 
 
 async def register(transaction: Transaction, found: Registration) -> ModelReference:
-    """The version of these bytes under this name: the known one, or the next number.
+    """The version of these bytes under this name: the known one, or the next number. From now on its answers are looked
+    for under the pipeline of the registration, the last one where several workers differ.
 
     Raises `StartError` for a version that was retired, unless no other is left and inputs still wait for one."""
     # Two workers with two new models of one name would both take the same number.
@@ -141,11 +144,11 @@ async def register(transaction: Transaction, found: Registration) -> ModelRefere
     )
     await transaction.execute(
         """
-        INSERT INTO wharf.models (name, version, digest, path, task, classes, input_width, input_height)
+        INSERT INTO wharf.models (name, version, digest, path, task, classes, input_width, input_height, pipeline)
         SELECT %(name)s, coalesce(max(version), 0) + 1, %(digest)s, %(path)s, %(task)s, %(classes)s,
-               %(width)s, %(height)s
+               %(width)s, %(height)s, %(pipeline)s
         FROM wharf.models WHERE name = %(name)s
-        ON CONFLICT (name, digest) DO NOTHING
+        ON CONFLICT (name, digest) DO UPDATE SET pipeline = coalesce(excluded.pipeline, models.pipeline)
         """,
         {
             "name": found.files.name,
@@ -155,6 +158,7 @@ async def register(transaction: Transaction, found: Registration) -> ModelRefere
             "classes": Jsonb(list(found.classes)),
             "width": found.input_width,
             "height": found.input_height,
+            "pipeline": found.pipeline,
         },
     )
     row = await (

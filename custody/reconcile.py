@@ -57,10 +57,11 @@ class Reconciler:
                     log.exception("job_not_mended", job_id=str(job_id))
 
     async def follow(self, released: list[Ended]) -> None:
-        """What a committed release brings with it: queued tasks wake their pool, a job whose last one failed ends."""
-        for pool, priority in {(task.pool, task.priority) for task in released if task.state == "queued"}:
+        """What a committed release brings with it: queued tasks wake their pool, and so do failed ones, of which twins
+        may wait; a job whose last one has ended ends."""
+        for pool, priority in {(task.pool, task.priority) for task in released if task.state != "succeeded"}:
             self._notices.tell(tasks_queued(pool, priority))
-        for job_id in {task.job_id for task in released if task.state == "failed"}:
+        for job_id in {task.job_id for task in released if task.state != "queued"}:
             await self._finish(job_id)
 
     async def _finish(self, job_id: UUID) -> None:

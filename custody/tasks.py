@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from psycopg.errors import UniqueViolation
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
+from custody.cache import ADD_ANSWERS, JUDGED, KEEP, Computation
 from custody.database import Transaction
 from custody.instance import HOLDS_ITS_NAME
 from custody.turns import JOB_IS_OPEN, POOL_RUNS, READY, in_turn
@@ -19,13 +21,15 @@ from custody.wire import Detection, EngineReference, FileState, ModelReference, 
 CLAIMED = """
     t.id, t.job_id, t.attempt, t.attempt - t.spared AS spent, t.sha256, t.media_type, t.orientation, j.parameters,
     extract(epoch FROM t.claimed_at - t.created_at)::float8 * 1000 AS queue_ms, t.tenant_id, j.traceparent,
-    t.error_code IS NOT DISTINCT FROM 'worker_lost' AS alone, f.fault
+    t.error_code IS NOT DISTINCT FROM 'worker_lost' AS alone, f.fault, t.recipe, t.pool, t.class, t.state
 """
 
-ENDED = "t.job_id, t.pool, t.class, t.state"
+ENDED = "t.id, t.job_id, t.pool, t.class, t.state"
 
-# Claims what `next` has locked. Its messages are out of the queue.
+# Claims what `next` has locked, or answers it from the cache, or puts it off while a twin of it runs. Its messages are
+# out of the queue.
 CLAIM = f"""
+    {JUDGED},
     unqueued AS (
         DELETE FROM wharf.released r USING next
         WHERE r.pool = %(pool)s AND r.class = next.class AND r.tenant_id = next.tenant_id AND r.task_id = next.id
@@ -34,13 +38,41 @@ CLAIM = f"""
     claimed AS (
         UPDATE wharf.tasks t
         SET state = 'running', attempt = t.attempt + 1, worker = %(worker)s, claimed_at = now(),
-            released_at = unqueued.released_at, lease_until = now() + make_interval(secs => %(lease)s)
-        FROM next LEFT JOIN unqueued ON unqueued.task_id = next.id WHERE t.id = next.id
+            released_at = unqueued.released_at, lease_until = now() + make_interval(secs => %(lease)s),
+            recipe = judged.recipe, recipe_attempt = CASE WHEN judged.recipe IS NOT NULL THEN t.attempt + 1 END
+        FROM next LEFT JOIN unqueued ON unqueued.task_id = next.id LEFT JOIN judged USING (id)
+        WHERE t.id = next.id AND coalesce(judged.verdict, 'claimed') = 'claimed'
+        RETURNING t.*
+    ),
+    answered AS (
+        UPDATE wharf.tasks t
+        SET state = 'succeeded', ended_at = now(), error_code = NULL, error_detail = NULL, recipe = judged.recipe
+        FROM judged WHERE judged.verdict = 'answered' AND t.id = judged.id
+        RETURNING t.*
+    ),
+    answers AS ({ADD_ANSWERS}),
+    refused AS (
+        UPDATE wharf.tasks t
+        SET not_before = now() + make_interval(secs => %(lease)s), recipe = judged.recipe, recipe_attempt = NULL
+        FROM judged WHERE judged.verdict = 'refused' AND t.id = judged.id
         RETURNING t.*
     )
-    SELECT {CLAIMED} FROM claimed t JOIN wharf.jobs j ON j.id = t.job_id
+    SELECT {CLAIMED}
+    FROM (TABLE claimed UNION ALL TABLE answered UNION ALL TABLE refused) t JOIN wharf.jobs j ON j.id = t.job_id
     LEFT JOIN wharf.blob_faults((SELECT array_agg(c.sha256) FROM claimed c)) f ON f.sha256 = t.sha256
     ORDER BY t.id
+"""
+
+# Ends what `twins` has locked, each with its own copy of the answer.
+ANSWER = f"""
+    answered AS (
+        UPDATE wharf.tasks t
+        SET state = 'succeeded', ended_at = now(), error_code = NULL, error_detail = NULL, recipe = twins.recipe
+        FROM twins WHERE t.id = twins.id
+        RETURNING t.*
+    ),
+    answers AS ({ADD_ANSWERS})
+    SELECT {ENDED} FROM answered t
 """
 
 # Locked in id order, as a cancel locks them: two that lock several tasks never wait in a circle.
@@ -53,6 +85,11 @@ HELD = """
 """
 
 
+# Of a task `w`: others who want the same wait for it. Of a task `t`: it does.
+AT_WORK = "w.state = 'running' AND w.recipe_attempt = w.attempt"
+WAITS = "t.state = 'queued' AND t.recipe IS NOT NULL AND t.recipe_attempt IS NULL"
+
+
 @dataclass(frozen=True)
 class Claim:
     """The right to end one task, until its lease runs out or somebody takes it over.
@@ -60,7 +97,8 @@ class Claim:
     `attempt` fences; `spent` attempts count against the limit; `path` is relative to the volume; `queue_ms` is the
     time from submission to this claim; `traceparent` (W3C) is that of the request that submitted it. `alone`: a worker
     died while it held the task, which may be why, so nothing else is to be at stake while it runs. `fault`: its bytes
-    are quarantined, `corrupt` or `missing`; there is nothing to read."""
+    are quarantined, `corrupt` or `missing`; there is nothing to read. `recipe`: under which its result is kept in the
+    cache, and its twins wait for it; None: it has nothing to do with the cache."""
 
     task_id: UUID
     job_id: UUID
@@ -76,16 +114,36 @@ class Claim:
     traceparent: str | None
     alone: bool
     fault: FileState | None
+    recipe: bytes | None
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a reconcile or retry made of a task: `queued` again or `failed` for good."""
+    """What became of a task without its being worked on: `queued` again, `failed` for good, or `succeeded`, with an
+    answer from the cache."""
 
+    task_id: UUID
     job_id: UUID
     pool: str
     priority: Priority
     state: str
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """`claims` are this worker's to run now. `ended`: answered from the cache, or failed, their last attempt having
+    died with another worker. `refused`: a twin of theirs runs; `look_again` at them."""
+
+    claims: list[Claim]
+    ended: list[Ended]
+    refused: list[UUID]
+
+
+@dataclass(frozen=True)
+class Success:
+    """A task has ended with its result. `awaited`: twins of it may wait for an answer."""
+
+    awaited: bool
 
 
 @dataclass(frozen=True)
@@ -97,18 +155,25 @@ class Offer:
 
 
 class Tasks:
-    """`lease_seconds`: how long a silent worker keeps its tasks; `max_attempts`: tries before a task fails."""
+    """`lease_seconds`: how long a silent worker keeps its tasks, and a task waits for a twin of which nothing is heard;
+    `max_attempts`: tries before a task fails; `computes`: what a worker claims for. Without it, a claim knows no cache.
 
-    def __init__(self, *, lease_seconds: float = 30.0, max_attempts: int = 3) -> None:
+    Claims are statements of their own (see `Database.statements`): one may have to be made twice."""
+
+    def __init__(
+        self, *, lease_seconds: float = 30.0, max_attempts: int = 3, computes: Computation | None = None
+    ) -> None:
         self.lease_seconds = lease_seconds
         self._max_attempts = max_attempts
+        self._computes = computes
 
     async def claim_next(
         self, transaction: Transaction, *, pool: str, priority: Priority, worker: str, limit: int
-    ) -> list[Claim]:
+    ) -> Claimed:
         """Up to `limit` queued tasks of the pool: the tenants in turn, each one's oldest
         first. Never waits for a lock."""
-        found = await transaction.execute(
+        return await self._claim(
+            transaction,
             f"""
             WITH RECURSIVE in_flight AS (
                 SELECT t.tenant_id, count(*) AS tasks FROM wharf.tasks t
@@ -123,20 +188,17 @@ class Tasks:
             """,
             # More than are wanted: others may be claiming the first ones now.
             {
-                **self._claiming(pool, worker),
+                "pool": pool,
+                "worker": worker,
                 "class": priority.value,
                 "limit": limit,
                 "candidates": 4 * limit + 16,
                 "busy": [],
             },
         )
-        return [_claim(row) for row in await found.fetchall()]
 
-    async def claim(
-        self, transaction: Transaction, offers: Sequence[Offer], *, pool: str, worker: str
-    ) -> tuple[list[Claim], list[Ended]]:
-        """Those of the offered tasks that are this worker's to run now, in the order of the offers, and those whose
-        last attempt died with another worker. The messages of all others are void.
+    async def claim(self, transaction: Transaction, offers: Sequence[Offer], *, pool: str, worker: str) -> Claimed:
+        """Of the offered tasks, the claims in the order of the offers. The messages of all others are void.
 
         A redelivered task is taken over at once where the worker that held it is gone; where it lives, it has only
         lost its queue, and goes on."""
@@ -145,7 +207,8 @@ class Tasks:
         if lost:
             condition = f"t.id = ANY (%(lost)s) AND t.pool = %(pool)s AND NOT {HOLDS_ITS_NAME}"
             ended = await self._take_back(transaction, condition, {"lost": lost, "pool": pool})
-        found = await transaction.execute(
+        claimed = await self._claim(
+            transaction,
             f"""
             WITH next AS MATERIALIZED (
                 SELECT t.id, t.class, t.tenant_id FROM wharf.tasks t
@@ -155,11 +218,77 @@ class Tasks:
             ),
             {CLAIM}
             """,
-            {**self._claiming(pool, worker), "offered": [offer.task_id for offer in offers]},
+            {"pool": pool, "worker": worker, "offered": [offer.task_id for offer in offers]},
         )
-        claims = {row["id"]: _claim(row) for row in await found.fetchall()}
+        claims = {claim.task_id: claim for claim in claimed.claims}
         in_order = dict.fromkeys(offer.task_id for offer in offers)
-        return [claims[task] for task in in_order if task in claims], [one for one in ended if one.state == "failed"]
+        return Claimed(
+            [claims[task] for task in in_order if task in claims],
+            claimed.ended + [one for one in ended if one.state == "failed"],
+            claimed.refused,
+        )
+
+    async def look_again(self, transaction: Transaction, refused: Sequence[UUID]) -> list[Ended]:
+        """For tasks that a claim has refused, each of the statements by itself: what became of those whose twin has
+        ended just then. The others wait."""
+        # Who is about to end a twin holds its row, and may not have seen that anybody waits.
+        await transaction.execute(
+            f"""
+            SELECT w.id FROM wharf.tasks w JOIN wharf.tasks t USING (sha256, tenant_id, recipe)
+            WHERE t.id = ANY (%s) AND {AT_WORK} ORDER BY w.id FOR SHARE OF w
+            """,
+            [list(refused)],
+        )
+        answered = await transaction.execute(
+            f"""
+            WITH twins AS MATERIALIZED (
+                SELECT t.id, t.recipe FROM wharf.tasks t JOIN wharf.cached_results c USING (sha256, tenant_id, recipe)
+                WHERE t.id = ANY (%s) AND {WAITS} AND {JOB_IS_OPEN} ORDER BY t.id FOR UPDATE OF t
+            ),
+            {ANSWER}
+            """,
+            [list(refused)],
+        )
+        again = await transaction.execute(
+            f"""
+            WITH twins AS MATERIALIZED (
+                SELECT t.id FROM wharf.tasks t WHERE t.id = ANY (%s) AND {WAITS} AND (
+                    SELECT true FROM wharf.tasks w
+                    WHERE w.sha256 = t.sha256 AND w.tenant_id = t.tenant_id AND w.recipe = t.recipe AND {AT_WORK}
+                    LIMIT 1) IS NULL
+                ORDER BY t.id FOR UPDATE OF t
+            )
+            UPDATE wharf.tasks t SET not_before = now(), recipe = NULL FROM twins WHERE t.id = twins.id
+            RETURNING {ENDED}
+            """,
+            [list(refused)],
+        )
+        return [_ended(row) for row in (*await answered.fetchall(), *await again.fetchall())]
+
+    async def answer_twins(self, transaction: Transaction, claim: Claim, *, limit: int) -> list[Ended]:
+        """Once its success is committed: ends up to `limit` queued tasks that want the same."""
+        answered = await transaction.execute(
+            f"""
+            WITH twins AS MATERIALIZED (
+                SELECT t.id, %(recipe)s::bytea AS recipe
+                FROM wharf.cached_results c JOIN wharf.tasks t USING (sha256, tenant_id)
+                JOIN wharf.jobs j ON j.id = t.job_id
+                WHERE c.sha256 = %(sha256)s AND c.tenant_id = %(tenant)s AND c.recipe = %(recipe)s
+                  AND t.state = 'queued' AND t.pool = c.model AND {JOB_IS_OPEN}
+                  AND j.cache AND j.parameters = (SELECT parameters FROM wharf.jobs WHERE id = %(job)s)
+                ORDER BY t.id LIMIT %(limit)s FOR UPDATE OF t
+            ),
+            {ANSWER}
+            """,
+            {
+                "sha256": claim.sha256,
+                "tenant": claim.tenant_id,
+                "recipe": claim.recipe,
+                "job": claim.job_id,
+                "limit": limit,
+            },
+        )
+        return [_ended(row) for row in await answered.fetchall()]
 
     async def held_by_others(self, transaction: Transaction, tasks: Sequence[UUID], worker: str) -> set[UUID]:
         """Those of the tasks that run in other workers' hands."""
@@ -192,25 +321,34 @@ class Tasks:
         timings: Timings,
         engine: EngineReference | None = None,
         verified: bool = False,
-    ) -> bool:
-        """Ends the task with its result. `verified`: the SHA-256 of what was decoded was compared. False: somebody
-        else ended or took it, and nothing was changed."""
+    ) -> Success | None:
+        """Ends the task with its result, which is kept in the cache too where the claim has a recipe. `verified`: the
+        SHA-256 of what was decoded was compared. None: somebody else ended or took it, and nothing was changed."""
         ended = await transaction.execute(
             f"""
             WITH ended AS (
                 UPDATE wharf.tasks t
                 SET state = 'succeeded', lease_until = NULL, ended_at = now(), error_code = NULL, error_detail = NULL
                 WHERE t.id = %(task)s AND t.attempt = %(attempt)s AND t.state = 'running' AND {JOB_IS_OPEN}
-                RETURNING t.id, t.tenant_id, t.attempt
+                RETURNING t.id, t.tenant_id, t.attempt, t.sha256, t.pool
+            ),
+            kept AS ({KEEP}),
+            stored AS (
+                INSERT INTO wharf.results
+                    (task_id, tenant_id, attempt, model, model_version, model_digest, engine, engine_version, verified,
+                     detections, timings)
+                SELECT id, tenant_id, attempt, %(model)s, %(version)s, %(digest)s, %(engine)s, %(engine_version)s,
+                    %(verified)s, %(detections)s, %(timings)s
+                FROM ended
             )
-            INSERT INTO wharf.results
-                (task_id, tenant_id, attempt, model, model_version, model_digest, engine, engine_version, verified,
-                 detections, timings)
-            SELECT id, tenant_id, attempt, %(model)s, %(version)s, %(digest)s, %(engine)s, %(engine_version)s,
-                %(verified)s, %(detections)s, %(timings)s
-            FROM ended
+            SELECT %(recipe)s::bytea IS NOT NULL AND (
+                SELECT true FROM wharf.tasks q
+                WHERE q.sha256 = e.sha256 AND q.tenant_id = e.tenant_id AND q.state = 'queued' AND q.pool = e.pool
+                LIMIT 1) IS NOT NULL AS awaited
+            FROM ended e
             """,
             {
+                "recipe": claim.recipe,
                 "task": claim.task_id,
                 "attempt": claim.attempt,
                 "model": model.name,
@@ -223,14 +361,16 @@ class Tasks:
                 "timings": Jsonb(timings.model_dump()),
             },
         )
-        return ended.rowcount == 1
+        row = await ended.fetchone()
+        return None if row is None else Success(row["awaited"])
 
     async def fail(self, transaction: Transaction, claim: Claim, *, code: str, detail: str) -> bool:
-        """Ends the task for good: it ran and failed. `code` is one of `custody.errors`. False as in `succeed`."""
+        """Ends the task for good: it ran and failed. `code` is one of `custody.errors`. False: somebody else ended or
+        took it, and nothing was changed."""
         return await self._end_without_result(transaction, claim, "failed", code, detail)
 
     async def refuse(self, transaction: Transaction, claim: Claim, *, code: str, detail: str) -> bool:
-        """Ends the task for good: its input can never work. False as in `succeed`."""
+        """Ends the task for good: its input can never work. False as in `fail`."""
         return await self._end_without_result(transaction, claim, "unprocessable", code, detail)
 
     async def report_corrupt(self, transaction: Transaction, claim: Claim) -> bool:
@@ -328,8 +468,34 @@ class Tasks:
         )
         return [_ended(row) for row in await changed.fetchall()]
 
-    def _claiming(self, pool: str, worker: str) -> dict[str, object]:
-        return {"pool": pool, "worker": worker, "lease": self.lease_seconds}
+    async def _claim(self, transaction: Transaction, statement: str, values: dict[str, object]) -> Claimed:
+        # A twin may have been claimed between what the statement saw and what it did: it sees that the next time.
+        # Without the cache there is nothing that it could meet.
+        for computes in (self._computes, self._computes):
+            try:
+                return await self._claim_once(transaction, statement, values, computes)
+            except UniqueViolation:
+                continue
+        return await self._claim_once(transaction, statement, values, None)
+
+    async def _claim_once(
+        self, transaction: Transaction, statement: str, values: dict[str, object], computes: Computation | None
+    ) -> Claimed:
+        found = await transaction.execute(
+            statement,
+            {
+                **values,
+                "lease": self.lease_seconds,
+                "digest": computes and computes.digest,
+                "pipeline": computes and computes.pipeline,
+            },
+        )
+        rows = await found.fetchall()
+        return Claimed(
+            [_claim(row) for row in rows if row["state"] == "running"],
+            [_ended(row) for row in rows if row["state"] == "succeeded"],
+            [row["id"] for row in rows if row["state"] == "queued"],
+        )
 
     @property
     def _spent(self) -> str:
@@ -356,8 +522,9 @@ def _claim(row: DictRow) -> Claim:
         traceparent=row["traceparent"],
         alone=row["alone"],
         fault=None if row["fault"] is None else FileState(row["fault"]),
+        recipe=row["recipe"],
     )
 
 
 def _ended(row: DictRow) -> Ended:
-    return Ended(row["job_id"], row["pool"], Priority(row["class"]), row["state"])
+    return Ended(row["id"], row["job_id"], row["pool"], Priority(row["class"]), row["state"])

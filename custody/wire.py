@@ -163,6 +163,11 @@ class UploadFields(Wire):
     expires_in: KeptSeconds | None = None
 
 
+CACHE = (
+    "false: every input is inferred, whatever was found in the same bytes before, and nothing of it is kept for later"
+)
+
+
 class PredictFields(Parameters):
     """The text fields beside the pictures of POST /v1/predict; `metadata` is a JSON object."""
 
@@ -170,6 +175,7 @@ class PredictFields(Parameters):
     priority: Priority = Priority.INTERACTIVE
     expires_in: ExpiresIn | None = None
     file_expires_in: KeptSeconds | None = Field(default=None, exclude_if=lambda value: value is None)
+    cache: bool = Field(default=True, exclude_if=lambda value: value, description=CACHE)
     metadata: Json[JsonObject] = Field(default_factory=dict)
 
 
@@ -225,7 +231,11 @@ class InputResult(Wire):
     parameters: Parameters
     detections: list[Detection] | None = None
     timings: Timings | None = None
-    cached: bool = Field(default=False, description="Always false: no answers are cached yet")
+    cached: bool = Field(
+        default=False,
+        description="true: the answer to an earlier input of the same bytes. `model`, `engine`, `verified` and "
+        "`timings`, but for `queue`, are then of the inference that found it",
+    )
     error: InputError | None = None
     purged_at: datetime | None = Field(
         default=None, description="When its owner had the picture purged, with its result and its filename"
@@ -382,6 +392,7 @@ class JobSubmission(Wire):
     )
     metadata: JsonObject = Field(default_factory=dict)
     expires_in: ExpiresIn | None = None
+    cache: StrictBool = Field(default=True, exclude_if=lambda value: value, description=CACHE)
 
 
 EndedUnwell = Literal["failed", "cancelled", "expired"]

@@ -12,6 +12,7 @@ import structlog
 import typer
 
 from custody import models, releases
+from custody.cache import Computation
 from custody.database import Database
 from custody.errors import CustodyError, StartError
 from custody.health import HealthServer, Pulse
@@ -22,7 +23,7 @@ from custody.models import ModelFiles, Registration
 from custody.notices import POOLS_CHANGED, Notices
 from custody.process import end_within, release, run
 from custody.reconcile import Reconciler
-from custody.tasks import Tasks
+from custody.tasks import Ended, Tasks
 from custody.transport import Transport
 from custody.transport.amqp import AmqpTransport
 from custody.transport.connection import Amqp, Login
@@ -33,6 +34,7 @@ from inference_worker.child import keep_to_itself
 from inference_worker.consumer import Consumer
 from inference_worker.cpus import granted_cpus
 from inference_worker.metrics import WorkerMetrics
+from inference_worker.outcomes import PIPELINE_VERSION
 from inference_worker.settings import WorkerSettings
 from inference_worker.slots import Slots
 
@@ -99,17 +101,28 @@ async def serve(settings: WorkerSettings) -> None:
         stack.push_async_callback(slots.close)
         ready = await slots.start()
         found = ready.model
+        computes = Computation(
+            files.digest, f"{PIPELINE_VERSION} {settings.engine} {ready.engine_version} {settings.precision}"
+        )
         async with database.transaction() as transaction:
             model = await models.register(
-                transaction, Registration(files, found.task, found.classes, found.input_width, found.input_height)
+                transaction,
+                Registration(
+                    files, found.task, found.classes, found.input_width, found.input_height, computes.pipeline
+                ),
             )
-        tasks = Tasks(lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
+        tasks = Tasks(lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts, computes=computes)
         jobs = Jobs()
         reconciler = Reconciler(database, tasks, jobs, notices, every_seconds=settings.reconcile_seconds)
         async with database.transaction() as transaction:
             released = await tasks.give_back_former(transaction, settings.instance)
         await reconciler.follow(released)
         metrics = WorkerMetrics()
+
+        async def follow(ended: list[Ended]) -> None:
+            metrics.cache.labels(model.name, "hit").inc(sum(task.state == "succeeded" for task in ended))
+            await reconciler.follow(ended)
+
         pulse = Pulse()
         amqp = Amqp(Login.of(settings), name=f"wharf worker {settings.instance}") if settings.amqp_url else None
 
@@ -138,7 +151,9 @@ async def serve(settings: WorkerSettings) -> None:
             task.add_done_callback(lambda _: stop.set())
             stack.callback(task.cancel)
             loops.append(task)
-        transport: Transport = EmbeddedTransport(database, tasks, notices, pool=model.name, worker=settings.instance)
+        transport: Transport = EmbeddedTransport(
+            database, tasks, notices, pool=model.name, worker=settings.instance, follow=follow
+        )
         if amqp:
             transport = await stack.enter_async_context(
                 AmqpTransport(
@@ -148,7 +163,7 @@ async def serve(settings: WorkerSettings) -> None:
                     pool=model.name,
                     worker=settings.instance,
                     prefetch=count * (1 + settings.prefetch),
-                    follow=reconciler.follow,
+                    follow=follow,
                     rejected=lambda reason: metrics.rejected.labels(reason).inc(),
                 )
             )

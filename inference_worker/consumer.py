@@ -23,6 +23,9 @@ log = structlog.get_logger()
 RECEIVE_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 60.0
 
+TWINS = 500
+"""Answered together."""
+
 
 @dataclass(eq=False)
 class Held:
@@ -213,38 +216,62 @@ class Consumer:
 
     async def _end(self, claim: Claim, work: Work, outcome: Outcome) -> None:
         async with self._database.statements() as statements:
-            state = await self._write_end(statements, claim, work, outcome)
+            state, awaited = await self._write_end(statements, claim, work, outcome)
         self._metrics.tasks.labels(self._model.name, state).inc()
         log.info("task_ended", state=state, attempt=claim.attempt, code=getattr(outcome, "code", None))
-        if state == "queued":
-            # Whoever hands it out again learns when it is due.
+        if state == "queued" or (claim.recipe is not None and state != "succeeded"):
+            # Whoever hands it out again, or its twins, learns when it is due.
             for priority in Priority:
                 self._notices.tell(tasks_queued(self._model.name, priority))
+        if state == "queued":
             return
         # Also where it is void: it may be the first try's end, cut off before the finish.
         async with self._database.statements() as statements:
             job_has_ended = await self._jobs.finish(statements, claim.job_id)
         if job_has_ended:
             self._notices.tell(job_ended(claim.job_id))
+        if awaited:
+            await self._answer_twins(claim)
 
-    async def _write_end(self, transaction: Transaction, claim: Claim, work: Work, outcome: Outcome) -> str:
-        """The task's state now; `void` where the claim was no longer ours and nothing was written."""
+    async def _answer_twins(self, claim: Claim) -> None:
+        async with self._database.statements() as statements:
+            answered_all = False
+            while not answered_all:
+                answered = await self._tasks.answer_twins(statements, claim, limit=TWINS)
+                answered_all = len(answered) < TWINS
+                self._metrics.cache.labels(self._model.name, "twin").inc(len(answered))
+                for job_id in {task.job_id for task in answered}:
+                    if await self._jobs.finish(statements, job_id):
+                        self._notices.tell(job_ended(job_id))
+
+    async def _write_end(
+        self, transaction: Transaction, claim: Claim, work: Work, outcome: Outcome
+    ) -> tuple[str, bool]:
+        """The task's state now, `void` where the claim was no longer ours and nothing was written; and whether twins of
+        it may wait for an answer."""
+        if not isinstance(outcome, Done):
+            return await self._write_other_end(transaction, claim, work, outcome), False
+        timings = Timings(queue=claim.queue_ms, read=outcome.read_ms, decode=outcome.decode_ms, infer=outcome.infer_ms)
+        self._metrics.observe(self._model.name, timings)
+        written = await self._tasks.succeed(
+            transaction,
+            claim,
+            model=self._model,
+            engine=self._engine,
+            verified=work.verify,
+            detections=outcome.detections,
+            timings=timings,
+        )
+        if written is None:
+            return "void", False
+        if claim.recipe is not None:
+            self._metrics.cache.labels(self._model.name, "miss").inc()
+        return "succeeded", written.awaited
+
+    async def _write_other_end(
+        self, transaction: Transaction, claim: Claim, work: Work, outcome: Failed | Unprocessable | Corrupt | Retry
+    ) -> str:
         match outcome:
-            case Done():
-                timings = Timings(
-                    queue=claim.queue_ms, read=outcome.read_ms, decode=outcome.decode_ms, infer=outcome.infer_ms
-                )
-                self._metrics.observe(self._model.name, timings)
-                written = await self._tasks.succeed(
-                    transaction,
-                    claim,
-                    model=self._model,
-                    engine=self._engine,
-                    verified=work.verify,
-                    detections=outcome.detections,
-                    timings=timings,
-                )
-                return "succeeded" if written else "void"
             case Failed(code, detail):
                 written = await self._tasks.fail(transaction, claim, code=code, detail=detail)
                 return "failed" if written else "void"

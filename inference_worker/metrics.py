@@ -12,6 +12,10 @@ class WorkerMetrics:
         self.registry = CollectorRegistry()
         self.tasks = Counter("wharf_tasks", "Tasks worked on", ["model", "outcome"], registry=self.registry)
         self.held = Gauge("wharf_tasks_held", "Tasks claimed and not yet ended", registry=self.registry)
+        self.cache = Counter(
+            "wharf_cache", "Tasks of the result cache: `hit` and `twin` were not worked on; `miss` was, and is kept",
+            ["model", "outcome"], registry=self.registry,
+        )  # fmt: skip
         self.rejected = Counter(
             "wharf_messages_rejected", "Messages that are none of ours, by why", ["reason"], registry=self.registry
         )

@@ -5,6 +5,10 @@ from uuid import UUID
 
 from custody.wire import Detection, Parameters
 
+PIPELINE_VERSION = 1
+"""Of what is done to a picture before the engine, and to its answer after it. Whoever changes what comes of a picture
+raises it: what was cached under another one is no answer any more."""
+
 
 @dataclass(frozen=True)
 class Work:

@@ -34,6 +34,7 @@ CREATE TABLE wharf.jobs (
     expires_at timestamp with time zone,
     traceparent text,
     rerun_of uuid,
+    cache boolean DEFAULT false NOT NULL,
     CONSTRAINT jobs_check CHECK (((state = 'open'::text) = (finished_at IS NULL))),
     CONSTRAINT jobs_check1 CHECK (((done IS NULL) = (failed IS NULL))),
     CONSTRAINT jobs_check2 CHECK (((done >= 0) AND (failed >= 0) AND ((done + failed) <= total))),
@@ -79,6 +80,8 @@ CREATE TABLE wharf.tasks (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     ended_at timestamp with time zone,
     purged_at timestamp with time zone,
+    recipe bytea,
+    recipe_attempt integer,
     CONSTRAINT tasks_check CHECK (((spared >= 0) AND (spared <= attempt))),
     CONSTRAINT tasks_check1 CHECK (((state = 'running'::text) = (lease_until IS NOT NULL))),
     CONSTRAINT tasks_check2 CHECK (((state <> 'running'::text) OR ((worker IS NOT NULL) AND (attempt > 0)))),
@@ -263,11 +266,41 @@ CREATE FUNCTION wharf.current_tenant() RETURNS uuid
 
 ALTER FUNCTION wharf.current_tenant() OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.dispatch_twins() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    WITH waiting AS MATERIALIZED (
+        SELECT t.id FROM wharf.tasks t
+        WHERE t.sha256 = NEW.sha256 AND t.tenant_id = NEW.tenant_id AND t.recipe = OLD.recipe
+          AND t.state = 'queued' AND t.recipe_attempt IS NULL
+        LIMIT 100 FOR UPDATE SKIP LOCKED
+    )
+    UPDATE wharf.tasks t SET not_before = now(), recipe = NULL FROM waiting WHERE t.id = waiting.id;
+    RETURN NULL;
+END
+$$;
+
+ALTER FUNCTION wharf.dispatch_twins() OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.first_id_at(moment timestamp with time zone) RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN ((lpad(to_hex(GREATEST((floor((EXTRACT(epoch FROM moment) * (1000)::numeric)))::bigint, (0)::bigint)), 12, '0'::text) || repeat('0'::text, 20)))::uuid;
 
 ALTER FUNCTION wharf.first_id_at(moment timestamp with time zone) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.forget_answers() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    DELETE FROM wharf.cached_results c WHERE c.sha256 = NEW.sha256;
+    RETURN NULL;
+END
+$$;
+
+ALTER FUNCTION wharf.forget_answers() OWNER TO wharf_owner;
 
 CREATE TABLE wharf.audit (
     tenant_id uuid NOT NULL,
@@ -409,10 +442,12 @@ DECLARE
     of_jobs uuid[];
     results_gone integer;
     cancelled_tasks integer;
+    answers_gone integer;
 BEGIN
     -- Nobody waits for the lock of bytes that the tenant has nothing of: that would tell that others have.
     IF NOT EXISTS (SELECT FROM wharf.files f WHERE f.sha256 = wanted_sha256 AND f.tenant_id = me)
         AND wharf.tasks_of_picture(me, wanted_sha256) = '{}'
+        AND NOT EXISTS (SELECT FROM wharf.cached_results c WHERE c.sha256 = wanted_sha256 AND c.tenant_id = me)
     THEN
         RETURN NULL;
     END IF;
@@ -428,6 +463,8 @@ BEGIN
     SELECT count(*), coalesce(array_agg(DISTINCT c.job_id), '{}') INTO cancelled_tasks, of_jobs FROM cancelled c;
     DELETE FROM wharf.results r WHERE r.task_id = ANY (of_tasks);
     GET DIAGNOSTICS results_gone = ROW_COUNT;
+    DELETE FROM wharf.cached_results c WHERE c.sha256 = wanted_sha256 AND c.tenant_id = me;
+    GET DIAGNOSTICS answers_gone = ROW_COUNT;
     UPDATE wharf.tasks t
     SET purged_at = now(), filename = NULL,
         error_detail = CASE WHEN t.error_code IS NOT NULL THEN 'What was said of it has been purged.' END
@@ -437,7 +474,7 @@ BEGIN
         DELETE FROM wharf.files f WHERE f.sha256 = wanted_sha256 AND f.tenant_id = me RETURNING f.id
     )
     SELECT coalesce(array_agg(g.id ORDER BY g.id), '{}') INTO of_files FROM gone g;
-    IF of_files = '{}' AND of_tasks = '{}' THEN
+    IF of_files = '{}' AND of_tasks = '{}' AND answers_gone = 0 THEN
         RETURN NULL;
     END IF;
 
@@ -454,6 +491,15 @@ END
 $$;
 
 ALTER FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) OWNER TO wharf_owner;
+
+CREATE FUNCTION wharf.recipe(model text, digest bytea, pipeline text, parameters jsonb) RETURNS bytea
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN sha256(convert_to(((((((model || '
+'::text) || encode(digest, 'hex'::text)) || '
+'::text) || pipeline) || '
+'::text) || (parameters)::text), 'UTF8'::name));
+
+ALTER FUNCTION wharf.recipe(model text, digest bytea, pipeline text, parameters jsonb) OWNER TO wharf_owner;
 
 CREATE FUNCTION wharf.refuse_change() RETURNS trigger
     LANGUAGE plpgsql
@@ -493,6 +539,7 @@ CREATE TABLE wharf.models (
     input_height integer NOT NULL,
     state text DEFAULT 'active'::text NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    pipeline text,
     CONSTRAINT models_classes_check CHECK ((jsonb_typeof(classes) = 'array'::text)),
     CONSTRAINT models_digest_check CHECK ((octet_length(digest) = 32)),
     CONSTRAINT models_input_height_check CHECK ((input_height > 0)),
@@ -621,6 +668,28 @@ CREATE FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) RETU
 END;
 
 ALTER FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) OWNER TO wharf_owner;
+
+CREATE TABLE wharf.cached_results (
+    sha256 bytea NOT NULL,
+    tenant_id uuid NOT NULL,
+    recipe bytea NOT NULL,
+    model text NOT NULL,
+    model_version integer NOT NULL,
+    model_digest bytea NOT NULL,
+    engine text,
+    engine_version text,
+    verified boolean,
+    detections jsonb NOT NULL,
+    timings jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT cached_results_model_digest_check CHECK ((octet_length(model_digest) = 32)),
+    CONSTRAINT cached_results_recipe_check CHECK ((octet_length(recipe) = 32)),
+    CONSTRAINT cached_results_sha256_check CHECK ((octet_length(sha256) = 32))
+);
+
+ALTER TABLE ONLY wharf.cached_results FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.cached_results OWNER TO wharf_owner;
 
 CREATE TABLE wharf.cleanup_runs (
     id uuid NOT NULL,
@@ -772,6 +841,7 @@ CREATE TABLE wharf.results (
     engine text,
     engine_version text,
     verified boolean,
+    cached boolean DEFAULT false NOT NULL,
     CONSTRAINT results_model_digest_check CHECK ((octet_length(model_digest) = 32))
 );
 
@@ -827,6 +897,9 @@ ALTER TABLE ONLY wharf.audit
 
 ALTER TABLE ONLY wharf.blobs
     ADD CONSTRAINT blobs_pkey PRIMARY KEY (sha256);
+
+ALTER TABLE ONLY wharf.cached_results
+    ADD CONSTRAINT cached_results_pkey PRIMARY KEY (sha256, tenant_id, recipe);
 
 ALTER TABLE ONLY wharf.cleanup_runs
     ADD CONSTRAINT cleanup_runs_pkey PRIMARY KEY (id);
@@ -951,6 +1024,8 @@ CREATE INDEX purges_by_content ON wharf.purges USING btree (tenant_id, sha256, i
 
 CREATE INDEX suspects_by_time ON wharf.suspects USING btree (since, sha256);
 
+CREATE UNIQUE INDEX tasks_at_work ON wharf.tasks USING btree (sha256, tenant_id, recipe) WHERE ((state = 'running'::text) AND (recipe_attempt = attempt));
+
 CREATE INDEX tasks_by_worker ON wharf.tasks USING btree (worker) WHERE (state = 'running'::text);
 
 CREATE INDEX tasks_holding_by_tenant ON wharf.tasks USING btree (sha256, tenant_id) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
@@ -963,7 +1038,13 @@ CREATE INDEX tasks_open ON wharf.tasks USING btree (job_id, id) WHERE (state = A
 
 CREATE INDEX tasks_ready ON wharf.tasks USING btree (pool, class, tenant_id, id) WHERE (state = 'queued'::text);
 
+CREATE INDEX tasks_waiting ON wharf.tasks USING btree (sha256, tenant_id, recipe) WHERE ((state = 'queued'::text) AND (recipe IS NOT NULL) AND (recipe_attempt IS NULL));
+
 CREATE INDEX verify_runs_unfinished ON wharf.verify_runs USING btree (id) WHERE (stopped IS NULL);
+
+CREATE TRIGGER dispatch_twins AFTER UPDATE OF state ON wharf.tasks FOR EACH ROW WHEN (((old.state = 'running'::text) AND (new.state <> ALL (ARRAY['running'::text, 'succeeded'::text])) AND (old.recipe_attempt = old.attempt))) EXECUTE FUNCTION wharf.dispatch_twins();
+
+CREATE TRIGGER forget_answers AFTER UPDATE OF state ON wharf.blobs FOR EACH ROW WHEN (((old.state <> new.state) AND (('quarantined'::text = old.state) OR ('quarantined'::text = new.state)))) EXECUTE FUNCTION wharf.forget_answers();
 
 CREATE TRIGGER never_changes BEFORE UPDATE OR TRUNCATE ON wharf.audit FOR EACH STATEMENT EXECUTE FUNCTION wharf.refuse_change();
 
@@ -979,6 +1060,9 @@ CREATE TRIGGER suspect_removed AFTER DELETE ON wharf.files REFERENCING OLD TABLE
 
 ALTER TABLE ONLY wharf.api_keys
     ADD CONSTRAINT api_keys_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
+
+ALTER TABLE ONLY wharf.cached_results
+    ADD CONSTRAINT cached_results_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES wharf.tenants(id);
 
 ALTER TABLE ONLY wharf.files
     ADD CONSTRAINT files_sha256_fkey FOREIGN KEY (sha256) REFERENCES wharf.blobs(sha256);
@@ -1011,9 +1095,13 @@ CREATE POLICY api_adds ON wharf.audit FOR INSERT TO wharf_api WITH CHECK ((tenan
 
 CREATE POLICY api_adds ON wharf.audit_objects FOR INSERT TO wharf_api WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
+CREATE POLICY api_adds ON wharf.results FOR INSERT TO wharf_api WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
 ALTER TABLE wharf.api_keys ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY api_own ON wharf.api_keys TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+
+CREATE POLICY api_own ON wharf.cached_results FOR SELECT TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
 CREATE POLICY api_own ON wharf.files TO wharf_api USING ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant))) WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
@@ -1040,6 +1128,10 @@ CREATE POLICY api_retention ON wharf.tenants FOR UPDATE TO wharf_api USING ((id 
 ALTER TABLE wharf.audit ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE wharf.audit_objects ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE wharf.cached_results ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY cleanup_all ON wharf.cached_results TO wharf_cleanup USING (true) WITH CHECK (true);
 
 CREATE POLICY cleanup_all ON wharf.files TO wharf_cleanup USING (true) WITH CHECK (true);
 
@@ -1068,6 +1160,8 @@ CREATE POLICY owner_all ON wharf.api_keys TO wharf_owner USING (true) WITH CHECK
 CREATE POLICY owner_all ON wharf.audit TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.audit_objects TO wharf_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON wharf.cached_results TO wharf_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON wharf.files TO wharf_owner USING (true) WITH CHECK (true);
 
@@ -1108,6 +1202,8 @@ ALTER TABLE wharf.tasks ENABLE ROW LEVEL SECURITY;
 ALTER TABLE wharf.tenants ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY worker_adds ON wharf.results FOR INSERT TO wharf_worker WITH CHECK (true);
+
+CREATE POLICY worker_all ON wharf.cached_results TO wharf_worker USING (true) WITH CHECK (true);
 
 CREATE POLICY worker_all ON wharf.jobs TO wharf_worker USING (true) WITH CHECK (true);
 
@@ -1193,8 +1289,13 @@ GRANT UPDATE(error_detail) ON TABLE wharf.tasks TO wharf_relay;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_api;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_worker;
 GRANT UPDATE(ended_at) ON TABLE wharf.tasks TO wharf_relay;
+GRANT SELECT(ended_at) ON TABLE wharf.tasks TO wharf_cleanup;
 
 GRANT UPDATE(purged_at) ON TABLE wharf.tasks TO wharf_cleanup;
+
+GRANT UPDATE(recipe) ON TABLE wharf.tasks TO wharf_worker;
+
+GRANT UPDATE(recipe_attempt) ON TABLE wharf.tasks TO wharf_worker;
 
 GRANT SELECT ON TABLE wharf.tenants TO wharf_api;
 
@@ -1251,6 +1352,10 @@ GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
 REVOKE ALL ON FUNCTION wharf.blobs_quarantined(most integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.blobs_quarantined(most integer) TO wharf_api;
 
+REVOKE ALL ON FUNCTION wharf.dispatch_twins() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION wharf.forget_answers() FROM PUBLIC;
+
 GRANT SELECT,INSERT ON TABLE wharf.audit TO wharf_api;
 
 GRANT SELECT,INSERT ON TABLE wharf.audit_objects TO wharf_api;
@@ -1273,6 +1378,10 @@ GRANT ALL ON FUNCTION wharf.pool_running(wanted_pool text) TO wharf_api;
 REVOKE ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.purge(wanted_sha256 bytea, receipt_id uuid, gone_within interval) TO wharf_api;
 
+REVOKE ALL ON FUNCTION wharf.recipe(model text, digest bytea, pipeline text, parameters jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION wharf.recipe(model text, digest bytea, pipeline text, parameters jsonb) TO wharf_api;
+GRANT ALL ON FUNCTION wharf.recipe(model text, digest bytea, pipeline text, parameters jsonb) TO wharf_worker;
+
 REVOKE ALL ON FUNCTION wharf.refuse_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer) FROM PUBLIC;
@@ -1281,6 +1390,8 @@ GRANT ALL ON FUNCTION wharf.report_corrupt(held_task uuid, held_attempt integer)
 GRANT SELECT ON TABLE wharf.models TO wharf_api;
 GRANT SELECT,INSERT ON TABLE wharf.models TO wharf_worker;
 GRANT SELECT ON TABLE wharf.models TO wharf_relay;
+
+GRANT UPDATE(pipeline) ON TABLE wharf.models TO wharf_worker;
 
 REVOKE ALL ON FUNCTION wharf.retire_model(wanted_name text, wanted_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.retire_model(wanted_name text, wanted_version integer) TO wharf_api;
@@ -1304,6 +1415,16 @@ REVOKE ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) 
 GRANT ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) TO wharf_api;
 
 REVOKE ALL ON FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) FROM PUBLIC;
+
+GRANT SELECT ON TABLE wharf.cached_results TO wharf_api;
+GRANT SELECT,INSERT ON TABLE wharf.cached_results TO wharf_worker;
+GRANT DELETE ON TABLE wharf.cached_results TO wharf_cleanup;
+
+GRANT SELECT(sha256) ON TABLE wharf.cached_results TO wharf_cleanup;
+
+GRANT SELECT(tenant_id) ON TABLE wharf.cached_results TO wharf_cleanup;
+
+GRANT SELECT(created_at) ON TABLE wharf.cached_results TO wharf_cleanup;
 
 GRANT SELECT ON TABLE wharf.cleanup_runs TO wharf_api;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.cleanup_runs TO wharf_cleanup;
@@ -1371,7 +1492,7 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
 GRANT SELECT,INSERT,DELETE ON TABLE wharf.released TO wharf_relay;
 GRANT SELECT,INSERT,DELETE ON TABLE wharf.released TO wharf_worker;
 
-GRANT SELECT ON TABLE wharf.results TO wharf_api;
+GRANT SELECT,INSERT ON TABLE wharf.results TO wharf_api;
 GRANT INSERT ON TABLE wharf.results TO wharf_worker;
 GRANT DELETE ON TABLE wharf.results TO wharf_cleanup;
 

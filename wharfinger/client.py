@@ -68,11 +68,12 @@ class Client:
         metadata: dict[str, Any] | None = None,
         expires_in: float | None = None,
         file_expires_in: float | None = None,
+        cache: bool = True,
         wait: float | None = None,
     ) -> Job:
         """One job on these pictures, paths or encoded bytes, once it has ended; or as it is after `wait` seconds.
         `expires_in`: seconds after which it ends as `expired` unless it has ended; `file_expires_in`: seconds for which
-        the pictures are kept.
+        the pictures are kept; `cache`: whether a picture may be answered with what was found in it before.
 
         The job's `state` says how it ended and its `results` what was found, in the order of the pictures: an input
         that failed has an `error` there and leaves the others theirs. Raises ValueError for no pictures or parameters
@@ -95,6 +96,7 @@ class Client:
                 priority=priority,
                 metadata=metadata,
                 expires_in=expires_in,
+                cache=cache,
             )
             return self.jobs.finish(job, wait)
         fields = {
@@ -103,6 +105,7 @@ class Client:
             "metadata": None if metadata is None else json.dumps(metadata, allow_nan=False),
             "expires_in": expires_in,
             "file_expires_in": file_expires_in,
+            "cache": None if cache else "false",
             **(tuned.model_dump(exclude_unset=True) if tuned else {}),
         }
         first = _FIRST_WAIT_SECONDS if wait is None else min(wait, _FIRST_WAIT_SECONDS)

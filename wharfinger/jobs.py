@@ -46,17 +46,20 @@ class Jobs:
         priority: Priority | str | None = None,
         metadata: dict[str, Any] | None = None,
         expires_in: float | None = None,
+        cache: bool = True,
         wait: float = 0,
     ) -> Job:
         """Start a job on files in custody, each given as a File, its id, or a JobInput. It comes back as it is after at
-        most `wait` seconds. `expires_in`: seconds after which it ends as `expired` unless it has ended. Raises
-        ValueError for parameters out of range."""
+        most `wait` seconds. `expires_in`: seconds after which it ends as `expired` unless it has ended; `cache`:
+        whether a file may be answered with what was found in its bytes before. Raises ValueError for parameters out of
+        range."""
         asked = {
             "model": model,
             "params": parameters(conf, iou, max_detections),
             "priority": priority,
             "metadata": metadata,
             "expires_in": expires_in,
+            "cache": cache,
         }
         submission = JobSubmission.model_validate(
             {"inputs": [_input(each) for each in inputs]} | {k: v for k, v in asked.items() if v is not None}

@@ -45,10 +45,10 @@ def _open(folder: Path, size: int) -> Iterator[Contest]:
         yield Contest(contenders, Contender("bare null engine", partial(bare.measure, size)))
 
 
-def job(fleet: Fleet, inputs: Inputs, size: int) -> Window:
-    """One job, and what it cost."""
+def job(fleet: Fleet, inputs: Inputs, size: int, *, cache: bool = False) -> Window:
+    """One job, and what it cost. `cache` as in `run_job`."""
     before = fleet.cpu_seconds()
-    seconds = run_job(fleet, inputs, size)
+    seconds = run_job(fleet, inputs, size, cache=cache)
     return Window(size / seconds, cpu_figures(per_thing(before, fleet.cpu_seconds(), size)))
 
 

@@ -34,7 +34,7 @@ def _start_worker(fleet: Fleet, photo: bytes, starts: int) -> Window:
         for picture in islice(distinct(photo), starts):
             worker.stop()
             inputs = upload(fleet, [picture])
-            job = client.post("/v1/jobs", json={"inputs": inputs}).raise_for_status().json()
+            job = client.post("/v1/jobs", json={"inputs": inputs, "cache": False}).raise_for_status().json()
             began = time.perf_counter()
             worker.start()
             ended = client.get(f"/v1/jobs/{job['id']}", headers=WAIT, timeout=90).raise_for_status().json()

@@ -12,7 +12,7 @@ from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
-from broker.submission import ACCEPTED, admit, announce, answer_job
+from broker.submission import ACCEPTED, admit, announce, answer_job, known
 from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import idempotency
 from custody.audit import Action
@@ -20,6 +20,7 @@ from custody.errors import CustodyError
 from custody.ids import new_id
 from custody.notices import job_ended
 from custody.wire import (
+    CACHE,
     Job,
     JobPage,
     JobState,
@@ -58,6 +59,7 @@ PREDICT_BODY = {
                         "priority": {"type": "string", "enum": ["interactive", "batch"]},
                         "expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
                         "file_expires_in": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds"},
+                        "cache": {"type": "boolean", "default": True, "description": CACHE},
                         "metadata": {"type": "string", "description": "A JSON object"},
                     },
                 }
@@ -98,7 +100,7 @@ async def predict(
                     kept = await service.files.keep(
                         transaction, tenant, received.uploads, kept_for=wish.file_expires_in
                     )
-                    await service.jobs.submit(
+                    submitted = await service.jobs.submit(
                         transaction,
                         tenant,
                         model=model,
@@ -109,6 +111,7 @@ async def predict(
                         expires_in=wish.expires_in,
                         traceparent=request.scope["traceparent"],
                         job_id=job_id,
+                        cache=wish.cache and service.settings.result_cache,
                     )
                     await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
                     await service.audit.record(
@@ -119,6 +122,7 @@ async def predict(
                         jobs=[job_id],
                         files=kept.files,
                         names=[model],
+                        details=known(submitted),
                     )
                 else:
                     await service.audit.record(
@@ -132,8 +136,8 @@ async def predict(
         if replay:
             return await answer_job(request, service, tenant, replay.resource[0])
         service.metrics.count(kept)
-        announce(service, job_id, model, wish.priority, len(kept.files))
-        return await answer_job(request, service, tenant, job_id, told)
+        all_known = announce(service, submitted, model, wish.priority, len(kept.files))
+        return await answer_job(request, service, tenant, job_id, None if all_known else told)
 
 
 @router.post(
@@ -160,7 +164,7 @@ async def submit(
             if not replay:
                 model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
                 files = await service.files.hold(transaction, wish.inputs)
-                await service.jobs.submit(
+                submitted = await service.jobs.submit(
                     transaction,
                     tenant,
                     model=model,
@@ -171,10 +175,18 @@ async def submit(
                     expires_in=wish.expires_in,
                     traceparent=request.scope["traceparent"],
                     job_id=job_id,
+                    cache=wish.cache and service.settings.result_cache,
                 )
                 await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
                 await service.audit.record(
-                    transaction, principal, request_id, Action.JOB_SUBMITTED, jobs=[job_id], files=files, names=[model]
+                    transaction,
+                    principal,
+                    request_id,
+                    Action.JOB_SUBMITTED,
+                    jobs=[job_id],
+                    files=files,
+                    names=[model],
+                    details=known(submitted),
                 )
             else:
                 await service.audit.record(
@@ -187,8 +199,8 @@ async def submit(
                 )
         if replay:
             return await answer_job(request, service, tenant, replay.resource[0])
-        announce(service, job_id, model, priority, len(wish.inputs))
-        return await answer_job(request, service, tenant, job_id, told)
+        all_known = announce(service, submitted, model, priority, len(wish.inputs))
+        return await answer_job(request, service, tenant, job_id, None if all_known else told)
 
 
 @router.get(

@@ -17,6 +17,7 @@ from custody import idempotency, reruns
 from custody.audit import Action
 from custody.database import Transaction
 from custody.errors import CustodyError
+from custody.jobs import Submitted
 from custody.reruns import Match, Original, Walk
 from custody.tenants import Principal
 from custody.wire import InputError, Job, Outcome, Retried, RetryBatch, RetryRequest
@@ -77,7 +78,7 @@ async def rerun(
             )
     if replay:
         return await answer_job(request, service, tenant, replay.resource[0])
-    announce(service, new_job, original.model, original.priority, len(original.inputs))
+    announce(service, Submitted(new_job, 0), original.model, original.priority, len(original.inputs))
     return await answer_job(request, service, tenant, new_job)
 
 
@@ -154,7 +155,7 @@ async def _retry(request: Request, service: Service, principal: Principal, walk:
             return known
         original = await _original(transaction, match.job, only_failed=True)
         new_job = await _submit(request, service, principal, admission, transaction, tenant, original)
-    announce(service, new_job, original.model, original.priority, len(original.inputs))
+    announce(service, Submitted(new_job, 0), original.model, original.priority, len(original.inputs))
     return new_job
 
 

@@ -15,7 +15,7 @@ from custody import releases
 from custody.database import Database
 from custody.errors import CustodyError
 from custody.messages import MessageError, decode
-from custody.tasks import Claim, Ended, Offer, Tasks
+from custody.tasks import Claimed, Ended, Offer, Tasks
 from custody.transport import Delivery
 from custody.transport.connection import Amqp, Arrival, Channel, Connection, QueueError
 from custody.transport.topology import find, queue_of
@@ -48,8 +48,8 @@ class QueuedDelivery(Delivery):
 
 
 class AmqpTransport:
-    """`prefetch`: messages of each class held at once, those being worked on included. `follow`: told of tasks whose
-    last attempt died with another worker, so that their jobs end. `rejected`: told why a message was none of ours.
+    """`prefetch`: messages of each class held at once, those being worked on included. `follow`: told of tasks that
+    have ended without being worked on, so that their jobs end. `rejected`: told why a message was none of ours.
 
     Messages are taken from a queue from the first `receive` of its class on, and no longer after a `give_back`, until
     the next. While RabbitMQ is away, `receive` gives nothing, and what is held is worked on all the same: its end is
@@ -102,20 +102,20 @@ class AmqpTransport:
             if not messages:
                 return []
             try:
-                claims, ended = await self._claim(messages)
+                claimed = await self._claim(messages)
             except BaseException:
                 feed.put_back(messages)
                 raise
             # Of one task's messages, if there are several, the last: the others are void as well.
             by_task = {message.offer.task_id: message for message in messages}
-            deliveries = [QueuedDelivery(claim, by_task[claim.task_id]) for claim in claims]
+            deliveries = [QueuedDelivery(claim, by_task[claim.task_id]) for claim in claimed.claims]
             self._held |= {delivery.claim.task_id: delivery for delivery in deliveries}
             kept = {delivery.message for delivery in deliveries}
             await self._let_go_of([message for message in messages if message not in kept])
             try:
-                await self._follow(ended)
+                await self._see_to(claimed)
             except CustodyError as error:
-                # A relay follows them a little later.
+                # A relay follows them a little later, and what was refused has its time.
                 log.warning("ends_not_followed", code=error.code, detail=error.detail)
             if deliveries:
                 return deliveries
@@ -138,10 +138,18 @@ class AmqpTransport:
     async def _stop_feeds(self) -> None:
         await asyncio.gather(*(feed.stop() for feed in self._feeds.values()))
 
-    async def _claim(self, messages: Sequence[Message]) -> tuple[list[Claim], list[Ended]]:
+    async def _claim(self, messages: Sequence[Message]) -> Claimed:
         offers = [message.offer for message in messages]
         async with self._database.statements() as statements:
             return await self._tasks.claim(statements, offers, pool=self._pool, worker=self._worker)
+
+    async def _see_to(self, claimed: Claimed) -> None:
+        ended = claimed.ended
+        if claimed.refused:
+            async with self._database.statements() as statements:
+                ended = ended + await self._tasks.look_again(statements, claimed.refused)
+        if ended:
+            await self._follow(ended)
 
     async def _let_go_of(self, unclaimed: Sequence[Message]) -> None:
         """Acknowledges messages that are void. One that came again while another worker holds its task is looked at

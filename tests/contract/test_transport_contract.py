@@ -7,12 +7,14 @@ from collections import Counter
 
 import pytest
 
+from custody.cache import Computation
 from custody.ids import new_id
+from custody.tasks import Tasks
 from custody.transport import Delivery, Transport
 from custody.wire import JobState, Priority
 from tests.contract.harness.amqp import AmqpHarness
 from tests.contract.harness.embedded import EmbeddedHarness
-from tests.support.domain import Domain
+from tests.support.domain import MODEL, Domain
 
 pytestmark = pytest.mark.postgres
 
@@ -84,6 +86,39 @@ async def test_no_two_workers_hold_one_task_at_once(domain, transports, tenant):
     counts = Counter(str(delivery.claim.task_id) for delivery in taken)
     assert set(counts) == set.union(*(task_ids(domain, job) for job in jobs))
     assert set(counts.values()) == {1}
+
+
+async def test_of_two_that_want_the_same_one_is_delivered_and_the_other_where_it_fails(domain, transports, tenant):
+    domain.tasks = Tasks(lease_seconds=30, max_attempts=3, computes=Computation(bytes.fromhex(MODEL.digest), "1"))
+    [file] = (await domain.keep(tenant, b"a picture")).files
+    jobs = [await domain.submit_on(tenant, [file.id], cache=True) for _ in range(2)]
+    await transports.announce()
+    transport = await transports.connect("w1")
+    [first] = await receive(transport, 1)
+    assert await transport.receive(Priority.INTERACTIVE, 4, QUIET_SECONDS) == []
+    await domain.fail(first.claim)
+    await transport.settle(first)
+    await transports.announce()
+    [second] = await receive(transport, 1)
+    assert {first.claim.job_id, second.claim.job_id} == set(jobs)
+
+
+async def test_what_is_in_the_cache_is_delivered_to_nobody_and_its_job_ends(domain, transports, tenant):
+    domain.tasks = Tasks(lease_seconds=30, max_attempts=3, computes=Computation(bytes.fromhex(MODEL.digest), "1"))
+    [file] = (await domain.keep(tenant, b"a picture")).files
+    jobs = [await domain.submit_on(tenant, [file.id], cache=True) for _ in range(2)]
+    transport = await transports.connect("w1")
+    await transports.announce()
+    [first] = await receive(transport, 1)
+    await domain.end(first.claim)
+    await transport.settle(first)
+    # Had it waited for its twin, it would be queued once more.
+    await domain.change("UPDATE wharf.tasks SET not_before = now()")
+    behind = await domain.submit(tenant)
+    await transports.announce()
+    [second] = await receive(transport, 1)
+    assert second.claim.job_id == behind
+    assert [(await domain.get(tenant, job)).state for job in jobs] == [JobState.SUCCEEDED] * 2
 
 
 async def test_each_class_is_received_by_itself_the_older_before_the_newer(domain, transports, tenant):

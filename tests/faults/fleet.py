@@ -126,14 +126,22 @@ class Load:
 
 class Fleet:
     """A broker from the start, relays and workers as they are asked for. `node`: the RabbitMQ whose queues are to be
-    empty once all is done; None where there is none. `recoveries`: where each fault is entered."""
+    empty once all is done; None where there is none. `recoveries`: where each fault is entered. Every input is worked
+    on, though pictures come again and again, unless `cache` says otherwise."""
 
-    def __init__(self, installation: Installation, recoveries: list[Recovery], node: RabbitMQ | None = None) -> None:
+    def __init__(
+        self,
+        installation: Installation,
+        recoveries: list[Recovery],
+        node: RabbitMQ | None = None,
+        *,
+        cache: bool = False,
+    ) -> None:
         self.installation = installation
         self.service = installation.migrate()
         self._recoveries = recoveries
         self._node = node
-        self._parts = [installation.broker(WHARF_DEFAULT_MODEL=POOL)]
+        self._parts = [installation.broker(WHARF_DEFAULT_MODEL=POOL, WHARF_RESULT_CACHE=str(cache))]
         self._tenants: list[Tenant] = []
 
     def relay(self, name: str, amqp_url: str, **settings: str) -> Part:
@@ -224,7 +232,7 @@ class Fleet:
         assert self.service.ask("SELECT id FROM wharf.jobs WHERE state = 'open'") == []
         assert self.service.ask(
             "SELECT t.id, count(r.task_id) FROM wharf.tasks t LEFT JOIN wharf.results r ON r.task_id = t.id"
-            " GROUP BY t.id HAVING count(r.task_id) FILTER (WHERE r.attempt = t.attempt)"
+            " WHERE t.purged_at IS NULL GROUP BY t.id HAVING count(r.task_id) FILTER (WHERE r.attempt = t.attempt)"
             " <> CASE t.state WHEN 'succeeded' THEN 1 ELSE 0 END OR count(r.task_id) > 1"
         ) == []  # fmt: skip
         assert self.service.staged() == []

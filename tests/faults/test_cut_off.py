@@ -62,7 +62,7 @@ def fleet(postgres: Postgres, rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Cu
         ]
         for part, _ in bounds:
             part.start()
-        broker = installation.broker(WHARF_DEFAULT_MODEL=POOL, **drain)
+        broker = installation.broker(WHARF_DEFAULT_MODEL=POOL, WHARF_RESULT_CACHE="false", **drain)
         for part, _ in bounds:
             port = part.environment["WHARF_HEALTH_PORT"]
             part.until(lambda port=port: answers(f"http://127.0.0.1:{port}/readyz"))

@@ -74,7 +74,7 @@ def small(
         installation = Installation(folder, lambda role: postgres.url(role, database), disk.environment)
         stack.callback(installation.stop)
         service = installation.migrate()
-        installation.broker(WHARF_DEFAULT_MODEL=POOL)
+        installation.broker(WHARF_DEFAULT_MODEL=POOL, WHARF_RESULT_CACHE="false")
         worker = installation.worker("worker", **WORKER)
         start_worker(worker)
         key = service.new_key()

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from custody.cache import Computation
 from custody.errors import CustodyError
 from custody.notices import Notices, job_ended, tasks_queued
 from custody.reconcile import Reconciler
@@ -19,6 +21,7 @@ from inference_worker.metrics import WorkerMetrics
 from inference_worker.outcomes import Corrupt, Done, Failed, Outcome, Retry, Work
 from tests.support.domain import DETECTIONS, ENGINE, MODEL, POOL, Domain
 
+CACHING = partial(Tasks, computes=Computation(bytes.fromhex(MODEL.digest), "1 openvino"))
 DONE = Done(DETECTIONS, 40, 30, read_ms=1, decode_ms=2, infer_ms=3)
 
 
@@ -41,13 +44,16 @@ class Worker:
         drain_seconds: float = 5.0,
         lease_seconds: float = 30.0,
         transport: type[EmbeddedTransport] = EmbeddedTransport,
-        kind_of_tasks: type[Tasks] = Tasks,
+        kind_of_tasks: Callable[..., Tasks] = Tasks,
         verified_share: float = 0.0,
     ):
         tasks = kind_of_tasks(lease_seconds=lease_seconds, max_attempts=3)
+        reconciler = Reconciler(self.domain.worker, tasks, self.domain.jobs, self._notices, every_seconds=60)
         consumer = Consumer(
             database=self.domain.worker,
-            transport=transport(self.domain.worker, tasks, self._notices, pool=POOL, worker="w1"),
+            transport=transport(
+                self.domain.worker, tasks, self._notices, pool=POOL, worker="w1", follow=reconciler.follow
+            ),
             tasks=tasks,
             jobs=self.domain.jobs,
             notices=self._notices,
@@ -81,6 +87,9 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.consumer._held.clear()
+
+    def cached(self, outcome: str) -> float:
+        return self.metrics.registry.get_sample_value("wharf_cache_total", {"model": POOL, "outcome": outcome}) or 0.0
 
     def counted(self, outcome: str) -> float:
         return (
@@ -307,9 +316,10 @@ async def test_the_end_of_a_task_that_another_has_taken_over_is_void(domain, acm
         async with domain.worker.transaction() as transaction:
             await domain.tasks.requeue_expired(transaction)
             # In one transaction, so that the consumer under test does not take it again.
-            [claim] = await domain.tasks.claim_next(
+            claimed = await domain.tasks.claim_next(
                 transaction, pool=POOL, priority=Priority.INTERACTIVE, worker="other", limit=1
             )
+            [claim] = claimed.claims
         assert await domain.end(claim)
         go_on.set()
         await until(lambda: worker.counted("void"))
@@ -531,6 +541,39 @@ async def test_a_worker_that_can_give_nothing_back_finishes_what_has_begun_all_t
         go_on.set()
         await consuming
     assert sorted(domain.task_states(job)) == ["running", "succeeded"]
+
+
+async def test_two_that_want_the_same_are_looked_at_once(domain, acme, worker):
+    [file] = (await domain.keep(acme, b"a picture")).files
+    jobs = [await domain.submit_on(acme, [file.id] * 3, cache=True) for _ in range(2)]
+    seen: list[Work] = []
+
+    async def look(work: Work) -> Outcome:
+        seen.append(work)
+        await until(lambda: domain.rows("SELECT id FROM wharf.tasks WHERE not_before > now()") != [])
+        return DONE
+
+    async with worker.running(look, slots=4, kind_of_tasks=CACHING):
+        ended = [await until_ended(domain, acme, job) for job in jobs]
+    assert len(seen) == 1
+    assert [job.state for job in ended] == [JobState.SUCCEEDED] * 2
+    assert sorted(result.cached for job in ended for result in job.results) == [False] + [True] * 5
+    assert [worker.cached(outcome) for outcome in ("miss", "twin")] == [1, 5]
+
+
+async def test_where_the_first_of_two_that_want_the_same_fails_the_second_is_looked_at_at_once(domain, acme, worker):
+    [file] = (await domain.keep(acme, b"a picture")).files
+    jobs = [await domain.submit_on(acme, [file.id], cache=True) for _ in range(2)]
+    outcomes = [Failed("inference_failed", "It does not work."), DONE]
+
+    async def look(work: Work) -> Outcome:
+        return outcomes.pop(0)
+
+    async with worker.running(look, slots=2, kind_of_tasks=CACHING):
+        async with asyncio.timeout(10):
+            ended = [await until_ended(domain, acme, job) for job in jobs]
+    assert {job.state for job in ended} == {JobState.SUCCEEDED, JobState.FAILED}
+    assert outcomes == []
 
 
 async def test_an_interactive_picture_waits_for_what_runs_and_for_nothing_else(domain, acme, worker):

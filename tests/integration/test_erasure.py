@@ -393,7 +393,7 @@ async def submit(domain: Domain, transaction, tenant: UUID, files: list[File]) -
 
 
 async def ended(domain: Domain, transaction, claim) -> bool:
-    return await domain.tasks.succeed(transaction, claim, model=MODEL, detections=DETECTIONS, timings=TIMINGS)
+    return bool(await domain.tasks.succeed(transaction, claim, model=MODEL, detections=DETECTIONS, timings=TIMINGS))
 
 
 async def waits_for_a_lock(domain: Domain) -> None:

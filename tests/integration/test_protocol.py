@@ -437,15 +437,15 @@ class World:
 
     async def _claim(self, mount: Volume) -> list[Claim]:
         async with self.worker.transaction() as transaction:
-            claims = await self.tasks.claim_next(
+            claimed = await self.tasks.claim_next(
                 transaction,
                 pool=POOL,
                 priority=Priority.INTERACTIVE,
                 worker=mount.instance,
                 limit=self.random.randint(1, 2),
             )
-        self.ledger.attempts |= {claim.task_id: claim.attempt for claim in claims}
-        return claims
+        self.ledger.attempts |= {claim.task_id: claim.attempt for claim in claimed.claims}
+        return claimed.claims
 
     async def work(self, mount: Volume) -> None:
         for claim in await self._claim(mount):

@@ -21,8 +21,6 @@ from tests.contract.test_transport_contract import receive
 from tests.support.domain import POOL
 from tests.support.rabbitmq import RabbitMQ
 
-pytestmark = pytest.mark.postgres
-
 PROMPT_SECONDS = 10.0
 INTERACTIVE = topology.queue_of(POOL, Priority.INTERACTIVE)
 
@@ -387,7 +385,8 @@ async def test_a_queue_that_confirms_slowly_is_not_taken_for_one_that_never_will
 
 async def offered(domain, task, *, worker: str = "w2", redelivered: bool = True):
     async with domain.worker.transaction() as transaction:
-        return await domain.tasks.claim(transaction, [Offer(task, redelivered)], pool=POOL, worker=worker)
+        claimed = await domain.tasks.claim(transaction, [Offer(task, redelivered)], pool=POOL, worker=worker)
+    return claimed.claims, claimed.ended
 
 
 async def set_state(domain, state: PoolState) -> None:

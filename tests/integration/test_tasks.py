@@ -41,8 +41,8 @@ async def test_a_claim_passes_by_rows_that_others_have_locked(domain, acme):
         )
         async with asyncio.timeout(5):
             second = await domain.claim(4)
-    assert len(first) == len(second) == 2
-    assert not {claim.task_id for claim in first} & {claim.task_id for claim in second}
+    assert len(first.claims) == len(second) == 2
+    assert not {claim.task_id for claim in first.claims} & {claim.task_id for claim in second}
 
 
 async def test_a_lease_lasts_as_long_as_was_set_and_an_extension_begins_anew(domain, acme):
@@ -256,6 +256,10 @@ def seasoned(shared_installation):
         INSERT INTO wharf.released (pool, class, tenant_id, task_id) SELECT pool, class, tenant_id, id FROM wharf.tasks
             WHERE state = 'queued' AND input < 150 AND pool = 'digits'
             AND job_id = (SELECT id FROM wharf.jobs WHERE total = 20000);
+        INSERT INTO wharf.cached_results (sha256, tenant_id, recipe, model, model_version, model_digest, detections,
+                timings)
+            SELECT sha256(i::text::bytea), id, sha256('a recipe'), 'digits', 1, sha256('a model'), '[]', '{}'
+            FROM wharf.tenants, generate_series(1, 200) i;
         ANALYZE;
     """
     with psycopg.connect(shared_installation.url(), autocommit=True) as connection:

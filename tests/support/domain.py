@@ -107,9 +107,10 @@ class Domain:
         pool: str = POOL,
         priority: Priority = Priority.INTERACTIVE,
         expires_in: float | None = None,
+        cache: bool = False,
     ) -> UUID:
         async with self.api.transaction(tenant) as transaction:
-            return await self.jobs.submit(
+            submitted = await self.jobs.submit(
                 transaction,
                 tenant,
                 model=pool,
@@ -118,17 +119,22 @@ class Domain:
                 priority=priority,
                 metadata={},
                 expires_in=expires_in,
+                cache=cache,
             )
+        return submitted.job_id
 
     async def claim(
         self, limit: int = 1, *, pool: str = POOL, priority: Priority = Priority.INTERACTIVE, worker: str = "w1"
     ) -> list[Claim]:
         async with self.worker.transaction() as transaction:
-            return await self.tasks.claim_next(transaction, pool=pool, priority=priority, worker=worker, limit=limit)
+            claimed = await self.tasks.claim_next(transaction, pool=pool, priority=priority, worker=worker, limit=limit)
+        return claimed.claims
 
     async def succeed(self, claim: Claim) -> bool:
         async with self.worker.transaction() as transaction:
-            return await self.tasks.succeed(transaction, claim, model=MODEL, detections=DETECTIONS, timings=TIMINGS)
+            return bool(
+                await self.tasks.succeed(transaction, claim, model=MODEL, detections=DETECTIONS, timings=TIMINGS)
+            )
 
     async def fail(self, claim: Claim) -> bool:
         async with self.worker.transaction() as transaction:

@@ -46,7 +46,7 @@ async def work() -> None:
             released = await tasks.give_back_former(transaction, WORKER)
         await reconciler.follow(released)
         await reconciler.run_once()
-        transport = EmbeddedTransport(database, tasks, notices, pool=POOL, worker=WORKER)
+        transport = EmbeddedTransport(database, tasks, notices, pool=POOL, worker=WORKER, follow=reconciler.follow)
 
         async def look(work: Work) -> Outcome:
             kind = (Path(volume) / work.path).read_bytes().split()[0].decode()

@@ -31,6 +31,10 @@ def predict(
         float | None,
         typer.Option(metavar="SECONDS", min=1, max=MOST_SECONDS, help="Give up what has not been inferred by then."),
     ] = None,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache/--no-cache", help="Whether what was found in the same bytes before may be the answer."),
+    ] = True,
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save the pictures with their boxes in this folder.")
     ] = None,
@@ -52,7 +56,12 @@ def predict(
             sent = send(client, inputs[start : start + _INPUTS_A_JOB])
             if sent:
                 job = client.jobs.submit(
-                    [each.file for each in sent], model=model, conf=conf, iou=iou, expires_in=expires_in
+                    [each.file for each in sent],
+                    model=model,
+                    conf=conf,
+                    iou=iou,
+                    expires_in=expires_in,
+                    cache=cache,
                 )
                 batches.append(_Batch(job, [each.input for each in sent]))
         jobs = _wait(client, [each.job for each in batches])

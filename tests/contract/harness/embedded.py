@@ -34,7 +34,14 @@ class EmbeddedHarness:
         await self._stack.aclose()
 
     async def connect(self, worker: str, pool: str = POOL) -> Transport:
-        return EmbeddedTransport(self._domain.worker, self._domain.tasks, self._worker, pool=pool, worker=worker)
+        return EmbeddedTransport(
+            self._domain.worker,
+            self._domain.tasks,
+            self._worker,
+            pool=pool,
+            worker=worker,
+            follow=self._reconciler.follow,
+        )
 
     async def announce(self, pool: str = POOL) -> None:
         for priority in Priority:
