@@ -6,7 +6,7 @@ from typing import Annotated
 import structlog
 from fastapi import Depends, Request
 
-from broker.service import ServiceDep
+from broker.service import service_of
 from custody import tenants
 from custody.errors import CustodyError
 from custody.tenants import Principal
@@ -21,7 +21,8 @@ class Require:
 
     least: Role
 
-    async def __call__(self, request: Request, service: ServiceDep) -> Principal:
+    async def __call__(self, request: Request) -> Principal:
+        service = await service_of(request)
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise CustodyError("unauthenticated", "Send an API key: `Authorization: Bearer KEY`.")

@@ -110,6 +110,7 @@ class Volume:
         self._quarantine = root / "quarantine"
         self._instance = instance
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="volume")
+        self._moved: set[Path] = set()  # out of `staging/`: nobody needs to look for them there
 
     @property
     def root(self) -> Path:
@@ -180,16 +181,21 @@ class Volume:
 
     @asynccontextmanager
     async def stage(self, max_bytes: int) -> AsyncIterator["Staging"]:
-        """A new file under `staging/`, removed at the end unless `keep` has moved it into the tree."""
-        staging = Staging(self, self._staging / f"{self._instance}.{new_id()}", max_bytes)
+        """A new file under `staging/`, removed at the end unless `keep` or `drop` has moved it out."""
+        path = self._staging / f"{self._instance}.{new_id()}"
+        staging = Staging(self, path, max_bytes)
         try:
             yield staging
         finally:
-            await staging.discard()
+            if path in self._moved:
+                self._moved.discard(path)
+            else:
+                await staging.discard()
 
     async def keep(self, staged: Staged) -> None:
         """Moves staged bytes into the tree, durably. Call it with the blob's row locked and not `present`."""
         await self.run(lambda: _place(staged, self._blob(staged.sha256)))
+        self._moved.add(staged.path)
 
     async def drop(self, staged: Staged) -> None:
         """Lets go of staged bytes that the tree has already, by the same steps as `keep`, so that no clock tells
@@ -204,6 +210,7 @@ class Volume:
             move(beside, dropped, staged.size)
 
         await self.run(in_and_out)
+        self._moved.add(staged.path)
         later = random.uniform(*UNLINK_AFTER_SECONDS)  # noqa: S311
         asyncio.get_running_loop().call_later(later, self._threads.submit, dropped.unlink)
 
