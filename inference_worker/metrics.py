@@ -16,10 +16,14 @@ class WorkerMetrics:
             "wharf_messages_rejected", "Messages that are none of ours, by why", ["reason"], registry=self.registry
         )
         self.stage_seconds = Histogram(
-            "wharf_task_stage_seconds", "Queue wait, read, decode and inference of one picture", ["model", "stage"],
-            buckets=SECONDS, registry=self.registry,
+            "wharf_task_stage_seconds", "Queue wait, read, decode, inference and commit of one picture",
+            ["model", "stage"], buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
 
     def observe(self, model: str, timings: Timings) -> None:
-        for stage, milliseconds in timings.model_dump().items():
+        """All but the commit, which is over later."""
+        for stage, milliseconds in timings.model_dump(exclude={"commit"}).items():
             self.stage_seconds.labels(model, stage).observe(milliseconds / 1000)
+
+    def observe_commit(self, model: str, milliseconds: float) -> None:
+        self.stage_seconds.labels(model, "commit").observe(milliseconds / 1000)
