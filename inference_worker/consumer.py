@@ -235,7 +235,9 @@ class Consumer:
         self._commit_ms = (held.stored_ns - held.answered_ns) / 1e6
         self._metrics.observe_commit(self._model.name, self._commit_ms)
         self._metrics.tasks.labels(self._model.name, state).inc()
-        log.info("task_ended", state=state, attempt=claim.attempt, code=getattr(outcome, "code", None))
+        log.info(
+            "task_ended", state=state, attempt=claim.attempt, code=None if isinstance(outcome, Done) else outcome.code
+        )
         if state == "queued":
             # Whoever hands it out again learns when it is due.
             for priority in Priority:
@@ -275,7 +277,7 @@ class Consumer:
                 "wharf.state": held.state,
                 "wharf.queue_ms": claim.queue_ms,
             },
-            error=getattr(outcome, "code", None),
+            error=None if isinstance(outcome, Done) else outcome.code,
             stages=stages,
         )
 
@@ -311,8 +313,8 @@ class Consumer:
                 log.error("file_corrupt", sha256=work.sha256)
                 if not await self._tasks.report_corrupt(transaction, claim):
                     # An upload has put new bytes in place meanwhile.
-                    return await self._try_again(transaction, claim, "file_corrupt", detail)
-                written = await self._tasks.refuse(transaction, claim, code="file_corrupt", detail=detail)
+                    return await self._try_again(transaction, claim, outcome.code, detail)
+                written = await self._tasks.refuse(transaction, claim, code=outcome.code, detail=detail)
                 return "unprocessable" if written else "void"
             case Retry(code, detail):
                 return await self._try_again(transaction, claim, code, detail)

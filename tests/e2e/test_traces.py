@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 import starter_model
 from standalone.postgres import Postgres
 from tests.e2e.conftest import new_database
-from tests.e2e.service import Installation, Service, Strict, Up, free_port, start_worker
+from tests.e2e.service import Installation, Service, Up, free_port, start_worker
 from tests.support.collector import Collector, Span
 from tests.support.rabbitmq import RabbitMQ
 
@@ -28,6 +28,8 @@ QUEUE = "wharf.v1.digits.interactive"
 class Traced:
     service: Service
     collector: Collector
+    database: Callable[[str], str]
+    """A role's connection string."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     with Collector() as collector:
         up = Up(tmp_path_factory.mktemp("traced"), collector.environment)
         try:
-            yield Traced(up.start(), collector)
+            yield Traced(up.start(), collector, lambda _: up.database())
         finally:
             up.part.stop()
 
@@ -51,7 +53,7 @@ def queued(rabbitmq: RabbitMQ, postgres: Postgres, tmp_path_factory: pytest.Temp
             installation.broker(WHARF_DEFAULT_MODEL="digits")
             start_worker(installation.relay("relay", queue["WHARF_AMQP_URL"]))
             start_worker(installation.worker("worker", WHARF_MODEL=str(starter_model.MODEL), WHARF_SLOTS="1", **queue))
-            yield Traced(service, collector)
+            yield Traced(service, collector, lambda role: postgres.url(role, database))
         finally:
             installation.stop()
 
@@ -93,7 +95,6 @@ def test_a_picture_is_one_trace_from_its_upload_to_its_result(traced: Traced, pa
     trace, span, headers = caller()
     answer = predict(traced.service, headers, page)
     assert answer.json()["state"] == "succeeded"
-    amqp = traced.collector is not None and "wharf-relay" in {each.service for each in traced.collector.spans}
     spans = traced.collector.until(trace, process_ended)
     request, process = one(spans, "POST /v1/predict"), one(spans, "process digits")
     assert (request.service, request.kind, request.parent) == ("wharf-broker", "server", span)
@@ -115,7 +116,6 @@ def test_a_picture_is_one_trace_from_its_upload_to_its_result(traced: Traced, pa
     assert request.began_ns <= wait.began_ns <= process.began_ns <= wait.ended_ns <= request.ended_ns
     read, infer = one(spans, "read"), one(spans, "infer")
     assert process.began_ns <= read.began_ns <= infer.ended_ns <= process.ended_ns
-    assert amqp == ("send" in {each.name.split()[0] for each in spans})
 
 
 def test_the_messages_of_a_job_are_a_span_of_its_trace(queued: Traced, page: bytes) -> None:
@@ -144,7 +144,7 @@ def test_a_request_without_a_caller_begins_a_trace(embedded: Traced, page: bytes
     answer = predict(embedded.service, {}, page)
     _, trace, span, flags = answer.headers["traceparent"].split("-")
     spans = embedded.collector.until(trace, process_ended)
-    assert flags == "01"
+    assert int(flags, 16) & 1, "not sampled"
     assert (one(spans, "POST /v1/predict").id, one(spans, "POST /v1/predict").parent) == (span, "")
 
 
@@ -205,10 +205,10 @@ def test_probes_are_no_spans(embedded: Traced) -> None:
 
 @pytest.mark.parametrize("collector", ["away", "silent"])
 def test_without_its_collector_a_process_answers_and_ends_all_the_same(
-    collector: str, strict: Strict, tmp_path: Path, page: bytes
+    collector: str, queued: Traced, tmp_path: Path, page: bytes
 ) -> None:
-    installation = Installation(tmp_path, strict.installation._database)
-    installation.volume = strict.service.volume
+    installation = Installation(tmp_path, queued.database)
+    installation.volume = queued.service.volume
     with Collector(seconds=600) as silent:
         url = silent.url if collector == "silent" else f"http://127.0.0.1:{free_port()}"
         try:
@@ -221,7 +221,7 @@ def test_without_its_collector_a_process_answers_and_ends_all_the_same(
             )
             with httpx.Client(
                 base_url=f"http://127.0.0.1:{installation.port}",
-                headers={"Authorization": f"Bearer {strict.service.key}"},
+                headers={"Authorization": f"Bearer {queued.service.key}"},
                 trust_env=False,
             ) as client:
                 for _ in range(10):
