@@ -72,6 +72,9 @@ def test_two_pools_of_one_name_are_refused() -> None:
         ({"pools": [{"name": "Yolo"}]}, "name"),
         ({"podLabels": {"app.kubernetes.io/name": "mine"}}, "app.kubernetes.io/name"),
         ({"cleanup": {"schedule": "often"}}, "schedule"),
+        ({"telemetry": {"endpoint": "collector:4318"}}, "endpoint"),
+        ({"telemetry": {"endpoint": "http://somebody:secret@collector:4318"}}, "endpoint"),
+        ({"telemetry": {"sampler": "some"}}, "sampler"),
         ({"cleanup": {"schedule": "@often"}}, "schedule"),
     ],
 )
