@@ -106,7 +106,7 @@ async def serve(settings: WorkerSettings) -> None:
             model = await models.register(
                 transaction, Registration(files, found.task, found.classes, found.input_width, found.input_height)
             )
-        registered_ms = (time.perf_counter() - began) * 1000
+        registered_ms = round((time.perf_counter() - began) * 1000, 3)
         tasks = Tasks(lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
         jobs = Jobs()
         reconciler = Reconciler(database, tasks, jobs, notices, every_seconds=settings.reconcile_seconds)

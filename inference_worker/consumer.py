@@ -232,7 +232,7 @@ class Consumer:
         async with self._database.statements() as statements:
             state = await self._write_end(statements, claim, work, outcome)
         held.state, held.stored_ns = state, time.time_ns()
-        self._commit_ms = (held.stored_ns - held.answered_ns) / 1e6
+        self._commit_ms = round((held.stored_ns - held.answered_ns) / 1e6, 3)
         self._metrics.observe_commit(self._model.name, self._commit_ms)
         self._metrics.tasks.labels(self._model.name, state).inc()
         log.info(
