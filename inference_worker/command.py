@@ -95,6 +95,8 @@ async def serve(settings: WorkerSettings) -> None:
             read_patience_seconds=settings.read_retry_seconds,
             time_limit_seconds=settings.task_seconds,
             start_limit_seconds=settings.start_seconds,
+            compiled=settings.compiled_folder,
+            compiled_bytes=settings.compiled_bytes,
         )
         stack.push_async_callback(slots.close)
         ready = await slots.start()

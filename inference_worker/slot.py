@@ -25,13 +25,18 @@ def main() -> None:
     import cv2
 
     from inference_worker.engines import EngineError, load_engine
+    from inference_worker.engines.compiled import CompiledCache
     from inference_worker.lines import Ready, Refused, read_work, write_answer
     from inference_worker.pipeline import Pipeline
 
     arguments = _arguments()
     cv2.setNumThreads(arguments.threads)
     try:
-        engine = load_engine(arguments.engine)(arguments.model, arguments.threads, arguments.precision)
+        kind = load_engine(arguments.engine)
+        more = {}
+        if arguments.compiled and getattr(kind, "keeps_compiled", False):
+            more["compiled"] = CompiledCache(arguments.compiled, arguments.compiled_bytes)
+        engine = kind(arguments.model, arguments.threads, arguments.precision, **more)
         engine.warm_up()
     except EngineError as error:
         answers.write(write_answer(Refused(str(error))))
@@ -76,6 +81,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--volume", required=True, type=Path)
     parser.add_argument("--threads", required=True, type=int)
     parser.add_argument("--precision", required=True)
+    parser.add_argument("--compiled", type=Path)
+    parser.add_argument("--compiled-bytes", default=0, type=int)
     parser.add_argument("--max-pixels", required=True, type=int)
     parser.add_argument("--read-patience-seconds", required=True, type=float)
     return parser.parse_args()

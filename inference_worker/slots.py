@@ -21,7 +21,8 @@ LONGEST_PAUSE_SECONDS = 30.0
 
 class Slots:
     """`count` child processes with one engine each. `threads`: of each engine. `time_limit_seconds`: for one picture,
-    the wait for a stale file (up to `read_patience_seconds`) included. `start_limit_seconds`: to load and warm."""
+    the wait for a stale file (up to `read_patience_seconds`) included. `start_limit_seconds`: to load and warm.
+    `compiled`: the folder that keeps what engines compile, up to `compiled_bytes`; None keeps nothing."""
 
     def __init__(
         self,
@@ -36,12 +37,16 @@ class Slots:
         read_patience_seconds: float,
         time_limit_seconds: float,
         start_limit_seconds: float = START_SECONDS,
+        compiled: Path | None = None,
+        compiled_bytes: int = 0,
     ) -> None:
         # -P: the folder that the worker was started in is no place to import from.
         self._command = [sys.executable, "-P", "-m", "inference_worker.slot", "--engine", engine]
         self._command += ["--model", str(model_path), "--volume", str(volume_root), "--threads", str(threads)]
         self._command += ["--precision", precision, "--max-pixels", str(max_pixels)]
         self._command += ["--read-patience-seconds", str(read_patience_seconds)]
+        if compiled is not None:
+            self._command += ["--compiled", str(compiled), "--compiled-bytes", str(compiled_bytes)]
         self._count = count
         self._time_limit_seconds = time_limit_seconds
         self._start_limit_seconds = start_limit_seconds
@@ -84,12 +89,14 @@ class Slots:
         await asyncio.gather(*self._working)
 
     async def _add_all(self) -> Ready:
-        # The first one alone: a model that cannot be loaded is told once.
-        first = await self._add()
-        others = await asyncio.gather(*(self._add() for _ in range(self._count - 1)), return_exceptions=True)
-        for error in (other for other in others if isinstance(other, BaseException)):
-            raise error
-        return first.ready
+        """All at once. A model that cannot be loaded is told once: by the first that finds it out."""
+        starting = [asyncio.create_task(self._add()) for _ in range(self._count)]
+        try:
+            return (await asyncio.gather(*starting))[0].ready
+        finally:
+            for start in starting:
+                start.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
 
     async def _use(self, child: Child, work: Work) -> Outcome:
         outcome = await child.ask(work, self._time_limit_seconds)

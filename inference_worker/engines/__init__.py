@@ -35,7 +35,9 @@ class ModelDescription:
 
 class Engine(Protocol):
     """One model, loaded. One engine is one process, one thread that calls it and one inference at a time: it need not
-    be thread-safe, and several pictures at once take several processes. A picture may crash it."""
+    be thread-safe, and several pictures at once take several processes. A picture may crash it.
+
+    A class with a true `keeps_compiled` is given one argument more, `compiled`: a `CompiledCache`, or None."""
 
     def __init__(self, model_path: Path, threads: int, precision: str) -> None:
         """`threads`: CPU threads for one inference; `precision`: `auto` (what is fastest here) or `f32`.
