@@ -234,7 +234,7 @@ class Consumer:
                 timings = Timings(
                     queue=claim.queue_ms, read=outcome.read_ms, decode=outcome.decode_ms, infer=outcome.infer_ms
                 )
-                self._metrics.observe(self._model.name, timings)
+                self._metrics.observe(self._model.name, timings, outcome.batch_size)
                 written = await self._tasks.succeed(
                     transaction,
                     claim,

@@ -27,7 +27,19 @@ class WorkerSettings(VolumeSettings, QueueSettings, TaskSettings, ProcessSetting
     )
     compiled_bytes: int = Field(default=512 << 20, gt=0, description="Most that is kept there")
     slots: int = Field(default=0, ge=0, description="Pictures at once, a process each; 0: as many as CPUs are granted")
-    prefetch: int = Field(default=1, ge=0, description="Tasks claimed ahead of each slot")
+    max_batch: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Most pictures that a slot looks at together, where the engine gains by it (ultralytics on CUDA)",
+    )
+    max_delay_ms: float = Field(
+        default=2.0,
+        ge=0,
+        description="Longest that a free device waits for a picture that is being decoded, to take it along; never "
+        "longer than that saves",
+    )
+    prefetch: int = Field(default=1, ge=0, description="Tasks claimed ahead of each picture that is looked at")
     start_seconds: float = Field(
         default=START_SECONDS, gt=0, description="Longest that a slot may take to load the model and warm up"
     )
