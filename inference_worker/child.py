@@ -141,8 +141,8 @@ class Child:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
             await asyncio.wait_for(self._listening, STOP_SECONDS)
-            if self._hearing:
-                await asyncio.wait_for(self._hearing, STOP_SECONDS)
+            # To the end, or its pipe would stay open.
+            await asyncio.wait_for(self._hearing or self._answers.read(), STOP_SECONDS)
 
     async def _first_answer(self) -> Ready:
         line = await self._answers.readline()
