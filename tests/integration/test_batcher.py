@@ -34,12 +34,25 @@ class Harness:
         device.sizes.clear()
 
     def ask(self, pictures: Sequence[Picture], parameters: Sequence[Parameters]) -> list[Future[list[Detection]]]:
-        """At once, each from a thread of its own."""
-        with ThreadPoolExecutor(len(pictures)) as threads:
-            return [
-                threads.submit(self.batcher.infer, each, wanted)
-                for each, wanted in zip(pictures, parameters, strict=True)
-            ]
+        """Each from a thread of its own, all while the device has another picture. `device.sizes` are theirs alone."""
+        self.device.gate.clear()
+        with ThreadPoolExecutor(1 + len(pictures)) as threads:
+            other = threads.submit(self.batcher.infer, picture(), Parameters())
+            self._until(lambda: len(self.device.sizes) == 1)
+            asked = []
+            for each, wanted in zip(pictures, parameters, strict=True):
+                asked.append(threads.submit(self.batcher.infer, each, wanted))
+                self._until(lambda: len(self.batcher._waiting) == len(asked))
+            self.device.gate.set()
+        assert other.result()
+        del self.device.sizes[0]
+        return asked
+
+    def _until(self, condition: Callable[[], bool]) -> None:
+        give_up = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < give_up, "it did not come to pass"
+            time.sleep(0.001)
 
 
 @pytest.fixture
@@ -58,8 +71,7 @@ def test_each_of_a_batch_gets_its_own_answer_by_its_own_parameters(device: FakeD
     expected = [alone(tmp_path, each, wanted) for each, wanted in zip(pictures, parameters, strict=True)]
     assert [answer.result() for answer in answers] == expected
     assert len({repr(each) for each in expected}) > 8
-    assert max(device.sizes) > 4
-    assert sum(device.sizes) == len(pictures)
+    assert device.sizes == [8, 8]
 
 
 def test_broken_picture_is_told_and_spoils_no_mate(device: FakeDevice) -> None:
@@ -68,16 +80,14 @@ def test_broken_picture_is_told_and_spoils_no_mate(device: FakeDevice) -> None:
     with pytest.raises(RuntimeError, match="all green"):
         answers.pop(4).result()
     assert all(answer.result() for answer in answers)
+    assert device.sizes == [8, *[1] * 8, 8]
 
 
 def test_batch_without_room_is_halved_until_it_fits(device: FakeDevice) -> None:
-    harness = Harness(device)
-    blocked = harness.ask([picture()], [Parameters()])
     pictures = [picture(width, GREEDY if width == 99 else GREY) for width in range(96, 104)]
-    answers = harness.ask(pictures, [Parameters()] * 8)
-    assert all(answer.result() for answer in [*blocked, *answers])
-    assert 2 in device.sizes
-    assert sum(device.sizes) > 1 + len(pictures)
+    answers = Harness(device).ask(pictures, [Parameters()] * 8)
+    assert all(answer.result() for answer in answers)
+    assert device.sizes == [8, 4, 2, 2, 1, 1, 4]
 
 
 def test_device_that_has_no_room_for_the_largest_batch_gets_smaller_ones(
@@ -95,7 +105,7 @@ def test_device_that_has_no_room_for_the_largest_batch_gets_smaller_ones(
     assert harness.batcher.at_once == 2 * 2
     answers = harness.ask([picture(width) for width in WIDTHS], [Parameters()] * len(WIDTHS))
     assert all(answer.result() for answer in answers)
-    assert max(device.sizes) == 2
+    assert device.sizes == [2] * 8
 
 
 def test_device_that_answers_for_fewer_than_it_was_given_is_asked_about_each(

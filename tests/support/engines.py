@@ -10,6 +10,7 @@ import resource
 import signal
 import struct
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,6 +132,9 @@ class FakeDevice:
         self._engine = OpenVINOEngine(model_path, threads, precision)
         self.sizes: list[int] = []
         """Of all batches, those that came to nothing included."""
+        self.gate = threading.Event()
+        """While it is not set, what the device has begun does not end."""
+        self.gate.set()
 
     @property
     def description(self) -> ModelDescription:
@@ -148,6 +152,7 @@ class FakeDevice:
 
     def infer_batch(self, prepared: Sequence[Picture], parameters: Sequence[Parameters]) -> list[list[Detection]]:
         self.sizes.append(len(prepared))
+        self.gate.wait()
         time.sleep(0.020 + 0.001 * len(prepared))
         for picture in prepared:
             _obey(picture)
