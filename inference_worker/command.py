@@ -97,6 +97,10 @@ async def serve(settings: WorkerSettings) -> None:
             read_patience_seconds=settings.read_retry_seconds,
             time_limit_seconds=settings.task_seconds,
             start_limit_seconds=settings.start_seconds,
+            max_batch=settings.max_batch,
+            max_delay_ms=settings.max_delay_ms,
+            compiled=settings.compiled_folder,
+            compiled_bytes=settings.compiled_bytes,
         )
         stack.push_async_callback(slots.close)
         ready = await slots.start()
@@ -151,7 +155,7 @@ async def serve(settings: WorkerSettings) -> None:
                     tasks,
                     pool=model.name,
                     worker=settings.instance,
-                    prefetch=count * (1 + settings.prefetch),
+                    prefetch=slots.places * (1 + settings.prefetch),
                     follow=reconciler.follow,
                     rejected=lambda reason: metrics.rejected.labels(reason).inc(),
                 )
@@ -173,7 +177,7 @@ async def serve(settings: WorkerSettings) -> None:
             model=model,
             engine=EngineReference(name=settings.engine, version=ready.engine_version),
             verified_share=settings.verified_share,
-            slots=count,
+            slots=slots.places,
             prefetch=settings.prefetch,
             drain_seconds=settings.drain_seconds,
             metrics=metrics,

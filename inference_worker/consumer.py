@@ -292,7 +292,7 @@ class Consumer:
                     infer=outcome.infer_ms,
                     commit=self._commit_ms,
                 )
-                self._metrics.observe(self._model.name, timings)
+                self._metrics.observe(self._model.name, timings, outcome.batch_size)
                 written = await self._tasks.succeed(
                     transaction,
                     claim,

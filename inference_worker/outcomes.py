@@ -24,7 +24,8 @@ class Work:
 @dataclass(frozen=True)
 class Done:
     """`width` and `height`: the whole picture in pixels, EXIF orientation applied, as the boxes count them.
-    `read_ms`, `decode_ms`, `infer_ms`: the timings of `custody.wire.Timings`."""
+    `read_ms`, `decode_ms`, `infer_ms`: the timings of `custody.wire.Timings`; the wait for a batch is a part of the
+    last. `batch_size`: pictures that were looked at together."""
 
     detections: list[Detection]
     width: int
@@ -32,6 +33,7 @@ class Done:
     read_ms: float
     decode_ms: float
     infer_ms: float
+    batch_size: int = 1
 
 
 @dataclass(frozen=True)
