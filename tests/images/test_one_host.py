@@ -30,6 +30,7 @@ pytestmark = pytest.mark.timeout(2400)
 
 CHECKED = ("postgres", "rabbitmq", "broker", "relay", "worker", "cleanup", "verify")
 UP_SECONDS = 180
+LABEL = "io.podman.compose.service"
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,8 @@ class Host:
 
     def containers(self) -> dict[str, str]:
         """Podman's id of each service's."""
-        listed = json.loads(
-            self.podman("ps", "--all", "--format", "json", "--filter", "label=io.podman.compose.service")
-        )
-        return {one["Labels"]["io.podman.compose.service"]: one["Id"] for one in listed}
+        listed = json.loads(self.podman("ps", "--all", "--format", "json", "--filter", f"label={LABEL}"))
+        return {one["Labels"][LABEL]: one["Id"] for one in listed}
 
     def up(self) -> None:
         """Returns once every health check passes."""
