@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from contracts.rendering import STARTER_MODEL
 from tests.e2e import boxes
 from tests.e2e.ledger import Ledger, clients
 from tests.e2e.service import Service, until
+from tests.e2e.wire import connection, head
 from tests.images import rendering
 from tests.images.node import ADDRESSES, Manifest, Node, Pod
 from tests.images.podman import Podman
@@ -30,9 +31,13 @@ from wharfinger import Client
 pytestmark = pytest.mark.timeout(2400)
 
 PAGE = starter_model.PAGE.read_bytes()
-VALUES = {"broker": {"leaveSeconds": 2}, "pools": [{"name": "digits", "model": STARTER_MODEL}]}
+VALUES = {
+    "broker": {"leaveSeconds": 2},
+    "pools": [{"name": "digits", "model": STARTER_MODEL}],
+    "settings": {"CLEANUP_GRACE_SECONDS": 0},
+}
 PORT = 8000
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 0.3
 PROMISES = 8
 # Of the bytes that each sends to the database.
 AMID_MIGRATION, AMID_CLEANUP = 20_000, 4_000
@@ -66,7 +71,9 @@ def test_whatever_pod_is_killed_evicted_or_replaced_every_promise_is_kept(
             for pod in pods:
                 until(lambda: len(balancer.ready) == 2, "both brokers are ready")
                 broken = ledger.broken
-                with going_on(ledger, f"{pod.name} was killed"):
+                with going_on(ledger, f"{pod.name} was killed"), ExitStack() as sending:
+                    if pod.main["name"] == "broker":
+                        sending.enter_context(half_upload(service, ledger, pod))
                     node.kill(pod)
                     node.restart(pod)
                 assert pod.main["name"] == "broker" or ledger.broken == broken
@@ -150,6 +157,18 @@ def patient_client(service: Service, ledger: Ledger) -> Iterator[None]:
         finally:
             over.set()
         predicting.result()
+
+
+@contextmanager
+def half_upload(service: Service, ledger: Ledger, pod: Pod) -> Iterator[None]:
+    """A broker has bytes of a file that will never be whole."""
+    with connection(f"http://{pod.address}:{PORT}") as opened:
+        opened.sendall(head("POST", "/v1/files", ledger.key, "Content-Length: 9000000") + PAGE + bytes(3_000_000))
+        until(
+            lambda: any(name.startswith(f"{pod.name}.") for name in service.staged()),
+            f"{pod.name} has staged some of them",
+        )
+        yield
 
 
 def upload_for_a_moment(service: Service, ledger: Ledger) -> Path:
