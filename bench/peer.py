@@ -124,6 +124,7 @@ def running(
             **peer.settings,
             "PYTHONPATH": str(ROOT),
             "BENCH_FOLDER": str(folder),
+            "BENCH_SECOND_PORT": str(free_port()),
             "BENTOML_HOME": str(folder),
             "BENTOML_DO_NOT_TRACK": "1",
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -2,6 +2,7 @@
 first asked to connect: where nobody asks, it may be missing."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,9 +49,11 @@ class KubernetesError(Exception):
 class Kubernetes:
     """What one login may do in `namespace`. Blocking: it belongs into a thread. Its methods raise `KubernetesError`."""
 
-    def __init__(self, api: "ApiClient", namespace: str) -> None:
+    def __init__(self, api: "ApiClient", namespace: str, context: str | None) -> None:
         self._api = api
         self.namespace = namespace
+        self.context = context
+        """The kubeconfig's whose login it is; None: the pod's service account."""
 
     @classmethod
     def connect(
@@ -61,8 +64,8 @@ class Kubernetes:
         namespace: str | None = None,
         usual: bool = False,
     ) -> Self:
-        """By this kubeconfig; where None, as the pod's service account; with `usual`, outside of a pod, as kubectl
-        would. Nothing is sent yet."""
+        """By this kubeconfig; where None, as the pod's service account; with `usual` as kubectl would, which takes a
+        pod's service account only where there is no kubeconfig. Nothing is sent yet."""
         try:
             from kubernetes import client
             from kubernetes import config as untyped
@@ -72,20 +75,21 @@ class Kubernetes:
         configuration = client.Configuration()
         configuration.retries = False
         try:
-            if kubeconfig is None and context is None and (SERVICE_ACCOUNT / "token").exists():
+            named = kubeconfig is not None or context is not None or (usual and _has_kubeconfig(config))
+            if not named and (SERVICE_ACCOUNT / "token").exists():
                 config.load_incluster_config(client_configuration=configuration)
-                own = (SERVICE_ACCOUNT / "namespace").read_text().strip()
+                own, name = (SERVICE_ACCOUNT / "namespace").read_text().strip(), None
             elif kubeconfig is not None or usual:
                 file = str(kubeconfig) if kubeconfig else None
                 config.load_kube_config(file, context=context, client_configuration=configuration)
                 contexts, current = config.list_kube_config_contexts(file)
                 chosen = next((each for each in contexts if each["name"] == context), current)
-                own = chosen["context"].get("namespace", "default")
+                own, name = chosen["context"].get("namespace", "default"), chosen["name"]
             else:
                 raise KubernetesError("This process has no service account's token")
         except (config.ConfigException, OSError) as error:
             raise KubernetesError(f"No way to the Kubernetes API: {error}") from error
-        return cls(client.ApiClient(configuration), namespace or own)
+        return cls(client.ApiClient(configuration), namespace or own, name)
 
     def pods(self, selector: str) -> list[Object]:
         return self._list("/api/v1", "pods", selector)
@@ -212,6 +216,15 @@ class Kubernetes:
             auth_settings=["BearerToken"],
         )
         return self._api.call_api(*request, _request_timeout=seconds)
+
+
+def _has_kubeconfig(config: Any) -> bool:
+    """In one of the places that KUBECONFIG names, or the usual one."""
+    places = config.KUBE_CONFIG_DEFAULT_LOCATION.split(os.pathsep)
+    try:
+        return any(Path(place).expanduser().is_file() for place in places)
+    except RuntimeError:  # A container's user without a name, and so without a home.
+        return False
 
 
 @contextmanager

@@ -20,12 +20,10 @@ from custody.installation import SweepOff
 from custody.settings import load
 from custody.telemetry import configure_logging
 from standalone import kubernetes_job
-from standalone.reach import reach
+from standalone.kubernetes_job import IN_CLUSTER, InCluster, Namespace, Release
+from standalone.reach import is_set_up, reach
 from wharfinger.commands.options import Limit
 from wharfinger.commands.output import cell, print_facts, print_table, say, shown_bytes, shown_time, table
-
-Namespace = Annotated[str | None, typer.Option(help="With --in-cluster: where, if not where the login is at home")]
-Release = Annotated[str | None, typer.Option(help="With --in-cluster: of several releases, this one")]
 
 ENDINGS = {
     None: "still running",
@@ -49,9 +47,7 @@ def cleanup(
     limit: Limit = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines")] = False,
     data: Annotated[Path | None, typer.Option(help="The folder of `wharf up`, if not the usual one")] = None,
-    in_cluster: Annotated[
-        bool, typer.Option("--in-cluster", help="In Kubernetes: a Job made from the CronJob, and its log")
-    ] = False,
+    in_cluster: InCluster = False,
     namespace: Namespace = None,
     release: Release = None,
 ) -> None:
@@ -60,16 +56,18 @@ def cleanup(
     Works on the `wharf up` of this machine, or on WHARF_DATABASE_URL (role wharf_cleanup)
     and WHARF_VOLUME. Status 1 where something could not be removed.
 
-    With --in-cluster the cluster does it, reached as kubectl would be, or as the pod's service account.
+    Where this machine has neither, or with --in-cluster, the cluster does it that kubectl would reach,
+    or of which this is a pod: it is told before anything is done.
     """
     try:
-        if in_cluster:
-            if every is not None or history or data is not None:
-                raise StartError("--in-cluster goes with --now, --dry-run, --max-seconds and --json alone.")
-            arguments = _arguments(dry_run=dry_run, now=now, max_seconds=max_seconds, as_json=as_json)
-            _clean_in_cluster(arguments, namespace, release)
+        here_alone = every is not None or history or data is not None
+        named = in_cluster or namespace is not None or release is not None
+        kubernetes = _cluster(named=named, here_alone=here_alone, namespace=namespace)
+        if kubernetes is not None:
+            wishes = {"--dry-run": dry_run, "--now": now, "--json": as_json, "--max-seconds": max_seconds}
+            kubernetes_job.run(kubernetes, "cleanup", release, wishes)
             return
-        url, volume = reach("wharf_cleanup", data, otherwise=" For a service in Kubernetes add --in-cluster.")
+        url, volume = reach("wharf_cleanup", data, otherwise="" if here_alone else IN_CLUSTER)
         settings = load(CleanupSettings, database_url=url, volume=volume)
         level = settings.log_level if every is not None else "critical"
         configure_logging(process="cleanup", format=settings.log_format, level=level)
@@ -89,23 +87,15 @@ def cleanup(
         sys.exit(f"wharf cleanup: {error}")
 
 
-def _arguments(*, dry_run: bool, now: bool, max_seconds: float | None, as_json: bool) -> Sequence[str]:
-    """The same wishes, for the command of the Job."""
-    flags = [flag for flag, wanted in (("--dry-run", dry_run), ("--now", now), ("--json", as_json)) if wanted]
-    return [*flags, *([] if max_seconds is None else ["--max-seconds", f"{max_seconds:g}"])]
-
-
-def _clean_in_cluster(arguments: Sequence[str], namespace: str | None, release: str | None) -> None:
-    kubernetes = Kubernetes.connect(namespace=namespace, usual=True)
-    name = kubernetes_job.start(kubernetes, kubernetes_job.cron_job(kubernetes, "cleanup", release), arguments)
-    say(f"The Job {name} cleans up in {kubernetes.namespace}.")
-    try:
-        succeeded = kubernetes_job.follow(kubernetes, name, show=typer.echo, tell=say)
-    except (KubernetesError, KeyboardInterrupt) as error:
-        said = f"{error} " if isinstance(error, KubernetesError) else ""
-        sys.exit(f"{said}The Job goes on: kubectl --namespace {kubernetes.namespace} logs --follow job/{name}")
-    if not succeeded:
-        sys.exit(1)
+def _cluster(*, named: bool, here_alone: bool, namespace: str | None) -> Kubernetes | None:
+    """The cluster that is to do it, told to the person; None: this machine is."""
+    if named and here_alone:
+        raise StartError("--in-cluster goes with --now, --dry-run, --max-seconds and --json alone.")
+    if named:
+        return kubernetes_job.named_cluster(namespace)
+    if here_alone or is_set_up():
+        return None
+    return kubernetes_job.usual_cluster("cleanup")
 
 
 def _clean(settings: CleanupSettings, *, now: bool, max_seconds: float | None, as_json: bool) -> None:

@@ -1,13 +1,28 @@
 """What --in-cluster and `wharf doctor --cluster` start: a Job made from a CronJob, and its log as it comes."""
 
 import secrets
+import socket
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+import typer
 
 from broker.kubernetes import COMPONENT, INSTANCE, OURS, Kubernetes, KubernetesError, Object
 from custody.errors import StartError
+from wharfinger.commands.output import say
+
+IN_CLUSTER = " For a service in Kubernetes add --in-cluster."
+
+InCluster: TypeAlias = Annotated[
+    bool, typer.Option("--in-cluster", help="In Kubernetes: a Job made from the CronJob, and its log")
+]
+Namespace: TypeAlias = Annotated[
+    str | None, typer.Option(help="In Kubernetes: where, if not where the login is at home")
+]
+Release: TypeAlias = Annotated[str | None, typer.Option(help="In Kubernetes: of several releases, this one")]
 
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 120.0
@@ -15,6 +30,59 @@ PATIENCE_SECONDS = 120.0
 
 MOST_NAMES = 3
 Say = Callable[[str], None]
+
+
+def named_cluster(namespace: str | None) -> Kubernetes:
+    """The one that somebody means who says --in-cluster, told to that person. Raises `KubernetesError`."""
+    kubernetes = Kubernetes.connect(namespace=namespace, usual=True)
+    say(f"This goes to {_place(kubernetes)}.")
+    return kubernetes
+
+
+def usual_cluster(component: str) -> Kubernetes | None:
+    """The one that somebody means who says nothing, told to that person. None: there is none, or the pod's service
+    account may make no Jobs in it, or this pod is one of `component` itself, which would make Jobs that make Jobs.
+    Raises `KubernetesError` where the API does not say."""
+    try:
+        kubernetes = Kubernetes.connect(usual=True)
+    except KubernetesError:
+        return None
+    if kubernetes.context is None:
+        if not kubernetes.may("create", "jobs", "batch"):
+            return None
+        # A host's name ends after 63 characters, a pod's may go on.
+        pods = kubernetes.pods(f"{OURS},{COMPONENT}={component}")
+        if socket.gethostname() in {pod["metadata"]["name"][:63] for pod in pods}:
+            return None
+    say(f"No service is set up on this machine: this goes to {_place(kubernetes)}.")
+    return kubernetes
+
+
+def run(kubernetes: Kubernetes, component: str, release: str | None, wishes: Mapping[str, float | None]) -> None:
+    """Has the cluster do what its CronJob does, with these options added to the command, and shows the log. `wishes`:
+    True, False, a number, or None for one that nobody named. Ends this process with status 1 where the Job failed, or
+    goes on unseen, as after Ctrl-C. Raises what `cron_job` and `start` raise."""
+    arguments = []
+    for option, wish in wishes.items():
+        if wish is True:
+            arguments.append(option)
+        elif wish is not None and wish is not False:
+            arguments += [option, str(wish).removesuffix(".0")]
+    found = deepcopy(cron_job(kubernetes, component, release))
+    if seconds := wishes.get("--max-seconds"):
+        # As the chart reckons it: what is in hand by then is finished, and the pod has to start.
+        spec = found["spec"]["jobTemplate"]["spec"]
+        if "activeDeadlineSeconds" in spec:
+            spec["activeDeadlineSeconds"] = max(spec["activeDeadlineSeconds"], int(2 * seconds + 600))
+    name = start(kubernetes, found, arguments)
+    say(f"The Job {name} runs in {kubernetes.namespace}.")
+    try:
+        succeeded = follow(kubernetes, name, show=typer.echo, tell=say)
+    except (KubernetesError, KeyboardInterrupt) as error:
+        said = f"{error} " if isinstance(error, KubernetesError) else ""
+        sys.exit(f"{said}The Job goes on: kubectl --namespace {kubernetes.namespace} logs --follow job/{name}")
+    if not succeeded:
+        sys.exit(1)
 
 
 def cron_job(kubernetes: Kubernetes, component: str, release: str | None) -> Object:
@@ -102,6 +170,11 @@ def follow(kubernetes: Kubernetes, job: str, *, show: Say, tell: Say, begin_by: 
 def container_of(pod: Any) -> Any:
     """Ours is the first; a mesh's sidecars follow it."""
     return pod["containers"][0]
+
+
+def _place(kubernetes: Kubernetes) -> str:
+    login = "this pod's service account" if kubernetes.context is None else f"the context {kubernetes.context}"
+    return f"the namespace {kubernetes.namespace}, by {login}"
 
 
 class _Following:

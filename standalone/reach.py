@@ -21,6 +21,20 @@ class ReachSettings(BaseSettings):
     volume: Path | None = Field(default=None, examples=["/srv/wharf"])
 
 
+def is_set_up() -> bool:
+    """Whether anything speaks of a service on this machine: the environment, or a folder of `wharf up`, be it root's or
+    one in which none runs now."""
+    settings = load(ReachSettings)
+    folder, usual = discovery.current_data_folder(), discovery.default_data_folder()
+    return (
+        settings.database_url is not None
+        or settings.volume is not None
+        or folder != usual
+        or usual.exists()
+        or discovery.ROOTS_DATA_FOLDER.exists()
+    )
+
+
 def reach(role: str, data: Path | None, *, otherwise: str = "") -> tuple[str, Path]:
     """The database's URL under `role`, and the volume. `data`: the folder of `wharf up`; None: what the environment
     names, or the folder that was last used. Raises `StartError` where there is neither; `otherwise`: what else its

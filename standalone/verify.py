@@ -10,12 +10,15 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from broker.kubernetes import KubernetesError
 from broker.maintenance.verify.serve import Report, accept, look_back, serve, verify_once
 from broker.maintenance.verify.settings import VerifySettings
 from custody.errors import CustodyError, StartError
 from custody.integrity import Counts, Run
 from custody.settings import load
 from custody.telemetry import configure_logging
+from standalone import kubernetes_job
+from standalone.kubernetes_job import IN_CLUSTER, InCluster, Namespace, Release
 from standalone.reach import reach
 from wharfinger.commands.options import Limit
 from wharfinger.commands.output import cell, print_facts, print_table, say, shown_bytes, shown_time, table
@@ -49,15 +52,30 @@ def verify(
     limit: Limit = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines")] = False,
     data: Annotated[Path | None, typer.Option(help="The folder of `wharf up`, if not the usual one")] = None,
+    in_cluster: InCluster = False,
+    namespace: Namespace = None,
+    release: Release = None,
 ) -> None:
     """Compare the volume's bytes with their SHA-256, and quarantine those that are damaged or lost until somebody
     uploads them again.
 
     Works on the `wharf up` of this machine, or on WHARF_DATABASE_URL (role wharf_cleanup)
     and WHARF_VOLUME. Status 1 where damage was found.
+
+    With --in-cluster the cluster does it that kubectl would reach, or of which this is a pod.
     """
     try:
-        url, volume = reach("wharf_cleanup", data)
+        here_alone = every is not None or history or data is not None
+        if in_cluster or namespace is not None or release is not None:
+            if here_alone:
+                raise StartError("--in-cluster goes with --quick, --accept, --max-seconds, --rate and --json alone.")
+            wishes = {"--quick": quick, "--accept": accepting, "--json": as_json}
+            kubernetes_job.run(
+                kubernetes_job.named_cluster(namespace), "verify", release,
+                {**wishes, "--max-seconds": max_seconds, "--rate": rate},
+            )  # fmt: skip
+            return
+        url, volume = reach("wharf_cleanup", data, otherwise="" if here_alone else IN_CLUSTER)
         given = {} if rate is None else {"verify_bytes_per_second": rate}
         settings = load(VerifySettings, database_url=url, volume=volume, **given)
         if every is None:
@@ -80,6 +98,8 @@ def verify(
         sys.exit(f"wharf verify: {error}")
     except CustodyError as error:
         sys.exit(f"wharf verify: {error.detail}")
+    except KubernetesError as error:
+        sys.exit(f"wharf verify: {error}")
     except TimeoutError:
         sys.exit("wharf verify: a cleanup is running and does not end. Nothing was accepted; try again.")
 

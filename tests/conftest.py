@@ -108,6 +108,16 @@ def shared_installation(postgres: Postgres) -> Iterator[Installation]:
 
 
 @pytest.fixture
+def fresh(postgres: Postgres) -> Iterator[str]:
+    """The URL of a database without a schema."""
+    name = f"fresh_{os.urandom(4).hex()}"
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres.url("postgres", name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
 async def api_database(installation: Installation) -> AsyncIterator[Database]:
     async with Database(installation.url("wharf_api"), name="api") as database:
         yield database

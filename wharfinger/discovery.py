@@ -17,6 +17,7 @@ from wharfinger.errors import ConfigurationError
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 KEY_FILE = "api-key"
 SERVER_FILE = "server"
+ROOTS_DATA_FOLDER = Path("/var/lib/wharfinger")
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", "::"}  # noqa: S104 - names to compare with, nothing is bound
 
@@ -53,7 +54,7 @@ def find(server: str | None = None, api_key: str | None = None, environ: Mapping
 def default_data_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Where `wharf up` keeps its data unless it is told otherwise."""
     if sys.platform != "win32" and os.geteuid() == 0:
-        return Path("/var/lib/wharfinger")
+        return ROOTS_DATA_FOLDER
     if sys.platform == "darwin":
         return _home() / "Library" / "Application Support" / "wharfinger"
     return Path(environ.get("XDG_DATA_HOME") or _home() / ".local" / "share") / "wharfinger"

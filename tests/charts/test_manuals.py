@@ -204,6 +204,7 @@ def test_the_job_that_copies_files_copies_what_is_missing_and_what_is_half_there
 
 def test_what_a_quota_needs_is_what_the_chart_asks_for() -> None:
     [(cpus, gibibytes)] = re.findall(r"the chart asks for ([\d.]+) CPUs and ([\d.]+) GiB", CLUSTER)
+    [(more_cpus, more_gibibytes)] = re.findall(r"an upgrade for ([\d.]+) CPUs and ([\d.]+) GiB more", CLUSTER)
     asked = [
         (
             deployment["spec"]["replicas"],
@@ -212,6 +213,12 @@ def test_what_a_quota_needs_is_what_the_chart_asks_for() -> None:
         for deployment in rendered({}, *NEEDED)
         if deployment["kind"] == "Deployment"
     ]
+    assert _sum(asked) == (float(cpus), float(gibibytes))
+    assert _sum([(1, each) for _, each in asked]) == (float(more_cpus), float(more_gibibytes))
+
+
+def _sum(asked: list[tuple[int, dict[str, str]]]) -> tuple[float, float]:
+    """CPUs and GiB of so many pods that ask for so much each."""
     millicpus = sum(
         replicas * (int(each["cpu"][:-1]) if each["cpu"].endswith("m") else 1000 * int(each["cpu"]))
         for replicas, each in asked
@@ -219,7 +226,7 @@ def test_what_a_quota_needs_is_what_the_chart_asks_for() -> None:
     mebibytes = sum(
         replicas * int(each["memory"][:-2]) * {"Mi": 1, "Gi": 1024}[each["memory"][-2:]] for replicas, each in asked
     )
-    assert (millicpus / 1000, mebibytes / 1024) == (float(cpus), float(gibibytes))
+    return millicpus / 1000, mebibytes / 1024
 
 
 @pytest.mark.parametrize("page", PAGES)

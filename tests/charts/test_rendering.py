@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from contracts.helm import WHEELS
+from standalone.doctor import trial
 from tests.charts.rendering import CHART, QUEUED, VALUES, objects, rendered, run
 
 
@@ -72,6 +73,7 @@ def test_two_pools_of_one_name_are_refused() -> None:
         ({"pools": [{"name": "Yolo"}]}, "name"),
         ({"podLabels": {"app.kubernetes.io/name": "mine"}}, "app.kubernetes.io/name"),
         ({"cleanup": {"schedule": "often"}}, "schedule"),
+        ({"storage": {"accessModes": ["ReadWriteOncePod"]}}, "accessModes"),
         ({"cleanup": {"schedule": "@often"}}, "schedule"),
     ],
 )
@@ -104,6 +106,7 @@ def test_what_a_value_says_of_ours_wins() -> None:
     [ingress] = [o for o in found if o["kind"] == "Ingress"]
     assert ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"] == "1m"
     assert ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-request-buffering"] == "off"
+    assert ingress["metadata"]["annotations"]["haproxy.router.openshift.io/timeout"] == "3600s"
     [broker] = [o for o in found if o["kind"] == "Deployment" and o["metadata"]["name"].endswith("-broker")]
     spec = broker["spec"]["template"]["spec"]
     assert (spec["securityContext"]["fsGroup"], spec["securityContext"]["runAsNonRoot"]) == (1000, True)
@@ -134,9 +137,17 @@ def test_the_notes_warn_of_an_evaluation_and_of_models_to_register(tmp_path: Pat
         [found] = [o for o in rendered(VALUES[name], chart=tmp_path / name) if o["kind"] == "Notes"]
         return str(found["notes"])
 
-    assert "EVALUATION ONLY" in notes("evaluation")
+    tried = notes("evaluation")
+    assert "EVALUATION ONLY" in tried
+    assert "-model " not in tried  # the only one is meant
     said = notes("gpu")
     assert "EVALUATION ONLY" not in said
+    assert "    wharf predict bus.jpg --model yolo11n\n" in said
+    assert "-F image=@bus.jpg -F model=yolo11n " in said
+    assert "delete the claim wharf-wharfinger-files," in said
+    assert "delete the claim" not in notes("little")
+    [minutes] = re.findall(r"helm test wharf -n ml --logs --timeout (\d+)m", said)
+    assert 60 * int(minutes) > trial.WAIT_SECONDS  # helm's own five minutes are over when the doctor's are
     assert "Workers of yolo11n wait" in said
     assert "Workers of street-scenes wait" not in said
     assert {"WHARF_API_KEY", "WHARF_SERVER"} == set(re.findall(r"export (\w+)=", said)), "as `wharf` reads them"

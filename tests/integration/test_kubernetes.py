@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import pwd
+import socket
 import subprocess
 import sys
 import time
@@ -10,15 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from kubernetes import config
 
 from broker.cluster import ClusterView
 from broker.kubernetes import OURS, Kubernetes, KubernetesError
 from custody.errors import StartError
 from custody.wire import Cluster, Pool, PoolState, Relay, Worker
 from standalone import kubernetes_job
+from standalone.cleanup import cleanup
+from standalone.verify import verify
 from tests.support import kubernetes_api as fake
 from tests.support.certificates import Certificates
 from tests.support.kubernetes_api import KubernetesApi, kubernetes_api
+from wharfinger import discovery
 
 VIEW = {("list", "pods"), ("list", "deployments")}
 OPERATE = {
@@ -191,15 +197,7 @@ def test_a_pod_asks_as_its_service_account_and_trusts_the_clusters_authority_alo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, others = Certificates(tmp_path / "ours"), Certificates(tmp_path / "others")
-    account = tmp_path / "account"
-    account.mkdir()
-    (account / "token").write_text(fake.TOKEN)
-    (account / "namespace").write_text("ml\n")
-    (account / "ca.crt").write_bytes(ours.authority.certificate.read_bytes())
-    monkeypatch.setattr("broker.kubernetes.SERVICE_ACCOUNT", account)
-    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(account / "token"))
-    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(account / "ca.crt"))
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    become_pod(monkeypatch, tmp_path, ours)
     with kubernetes_api(ours.server, rights=VIEW) as api, kubernetes_api(others.server, rights=VIEW) as stranger:
         api.put("pods", fake.pod("b-1", "broker"))
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", api.url.rpartition(":")[2])
@@ -424,14 +422,124 @@ def test_the_command_cleans_in_the_cluster_of_the_kubeconfig(api: KubernetesApi,
     assert "--in-cluster goes with" in mixed.stderr
 
 
-def test_without_a_service_on_this_machine_a_cleanup_says_how_to_ask_for_the_clusters(
-    api: KubernetesApi, tmp_path: Path
+def test_where_nothing_is_set_up_the_cluster_cleans_up_and_is_told_first(
+    api: KubernetesApi, bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.rights = OPERATE
     api.put("cronjobs", fake.cron_job())
-    ended = wharf(api, tmp_path, "cleanup", "--now", "--data", str(tmp_path))
-    assert (ended.returncode, "add --in-cluster" in ended.stderr) == (1, True)
-    assert api.asked == []  # the kubeconfig may be of any cluster
+    cleanup(now=True)
+    shown = capsys.readouterr()
+    assert shown.out == "bytes removed  3 files\nerrors         0\n"
+    assert shown.err.startswith(
+        "No service is set up on this machine: this goes to the namespace ml, by the context here"
+    )
+    assert [arguments(job) for job in api.objects["jobs"].values()] == [["cleanup", "--max-seconds", "600", "--now"]]
+
+
+def test_what_is_set_up_on_this_machine_is_cleaned_and_not_the_cluster(
+    api: KubernetesApi, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.rights = OPERATE
+    api.put("cronjobs", fake.cron_job())
+    mine, roots = discovery.default_data_folder(), discovery.ROOTS_DATA_FOLDER
+    for folder in (mine, roots):  # of a `wharf up` that has ended
+        folder.mkdir(parents=True)
+        with pytest.raises(SystemExit, match=r"no service runs.* add --in-cluster"):
+            cleanup(now=True)
+        folder.rmdir()
+    for name, value in (("WHARF_DATA", str(bare)), ("WHARF_VOLUME", str(bare)), ("WHARF_DATABASE_URL", "nonsense")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(SystemExit):
+                cleanup(now=True)
+    for here_alone in ({"history": True}, {"data": bare}):
+        with pytest.raises(SystemExit, match="no service runs") as refused:
+            cleanup(**here_alone)
+        assert "--in-cluster" not in str(refused.value)  # which is refused with these
+    assert api.asked == []
+    mine.mkdir(parents=True)
+    cleanup(in_cluster=True)
+    cleanup(release="wharf")  # who names one of a cluster's means the cluster's
+    assert len(api.objects["jobs"]) == 2
+
+
+def test_a_job_that_is_given_more_time_is_not_ended_by_its_cron_jobs_deadline(api: KubernetesApi, bare: Path) -> None:
+    api.rights = OPERATE
+    api.put("cronjobs", fake.cron_job())
+    cleanup(max_seconds=7200)
+    [job] = api.objects["jobs"].values()
+    assert job["spec"]["activeDeadlineSeconds"] == 15000
+    assert api.objects["cronjobs"]["wharf-cleanup"]["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] == 1800
+
+
+def test_of_several_releases_none_is_guessed(api: KubernetesApi, bare: Path) -> None:
+    api.rights = OPERATE
+    for release in ("one", "two"):
+        api.put("cronjobs", fake.cron_job(f"{release}-cleanup", release))
+    with pytest.raises(SystemExit, match=r"--release: \['one', 'two'\]"):
+        cleanup(now=True)
+    assert api.objects["jobs"] == {}
+
+
+def test_a_pods_service_account_cleans_up_where_it_may_and_never_from_a_cleanups_own_pod(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificates = Certificates(bare / "certificates")
+    become_pod(monkeypatch, bare, certificates)
+    monkeypatch.setattr(config, "KUBE_CONFIG_DEFAULT_LOCATION", str(bare / "none"))
+    monkeypatch.setattr(socket, "gethostname", lambda: "wharf-cleanup-29404410-x7kq2")
+    with kubernetes_api(certificates.server) as api:
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", api.url.rpartition(":")[2])
+        api.put("cronjobs", fake.cron_job())
+        with pytest.raises(SystemExit, match="no service runs"):  # without a right
+            cleanup(now=True)
+        api.rights = OPERATE
+        api.put("pods", fake.pod("wharf-cleanup-29404410-x7kq2", "cleanup"))
+        with pytest.raises(SystemExit, match="no service runs"):
+            cleanup(now=True)
+        assert api.objects["jobs"] == {}
+        api.delete("pods", "wharf-cleanup-29404410-x7kq2")
+        cleanup(now=True)
+        assert len(api.objects["jobs"]) == 1
+    assert "by this pod's service account" in capsys.readouterr().err
+
+
+def test_in_a_pod_with_a_kubeconfig_that_one_holds_as_with_kubectl(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    become_pod(monkeypatch, bare, Certificates(bare / "certificates"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(config, "KUBE_CONFIG_DEFAULT_LOCATION", f"{bare}/none{os.pathsep}{bare}/kubeconfig")
+    assert Kubernetes.connect(usual=True).context == "here"
+    assert Kubernetes.connect().context is None  # a broker's login is its own
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    # In a pod with any uid: without a name there is no home.
+    monkeypatch.setattr(config, "KUBE_CONFIG_DEFAULT_LOCATION", "~/.kube/config")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    assert Kubernetes.connect(usual=True).context is None
+
+
+def test_a_verification_is_a_job_made_from_its_cron_job_where_the_cluster_is_named(
+    api: KubernetesApi, bare: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.rights = OPERATE
+    api.put("cronjobs", fake.cron_job())
+    api.put("cronjobs", fake.cron_job("wharf-verify", component="verify"))
+    verify(in_cluster=True, quick=True, max_seconds=90.5, rate=1e7)
+    assert "This goes to the namespace ml, by the context here" in capsys.readouterr().err
+    [job] = api.objects["jobs"].values()
+    assert arguments(job) == [
+        "verify", "--max-seconds", "600", "--quick", "--max-seconds", "90.5", "--rate", "10000000",
+    ]  # fmt: skip
+    assert job["spec"]["activeDeadlineSeconds"] == 1800
+    # --accept lets a restore pass for good: of what is not named it is not asked.
+    with pytest.raises(SystemExit, match="add --in-cluster"):
+        verify(accepting=True)
+    with pytest.raises(SystemExit, match="--in-cluster goes with"):
+        verify(in_cluster=True, history=True)
+    assert len(api.objects["jobs"]) == 1
 
 
 def test_a_laptop_without_the_package_is_told_what_to_install(tmp_path: Path) -> None:
@@ -444,6 +552,37 @@ def test_a_laptop_without_the_package_is_told_what_to_install(tmp_path: Path) ->
     # Commands that do not ask for it do not miss it.
     fine = subprocess.run([*command[:-1], "--help"], env=environment, capture_output=True, text=True, timeout=60)
     assert fine.returncode == 0
+
+
+@pytest.fixture
+def bare(api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with a kubeconfig, and nothing of ours but this empty folder."""
+    for name in [name for name in os.environ if name.startswith("WHARF_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(discovery, "default_data_folder", lambda *_: tmp_path / "mine")
+    monkeypatch.setattr(discovery, "ROOTS_DATA_FOLDER", tmp_path / "root's")
+    for module in (config, config.kube_config):
+        monkeypatch.setattr(module, "KUBE_CONFIG_DEFAULT_LOCATION", str(api.kubeconfig(tmp_path)))
+    return tmp_path
+
+
+def become_pod(monkeypatch: pytest.MonkeyPatch, folder: Path, certificates: Certificates) -> None:
+    """With a service account of the namespace, at a cluster of this authority."""
+    account = folder / "account"
+    account.mkdir()
+    (account / "token").write_text(fake.TOKEN)
+    (account / "namespace").write_text("ml\n")
+    (account / "ca.crt").write_bytes(certificates.authority.certificate.read_bytes())
+    monkeypatch.setattr("broker.kubernetes.SERVICE_ACCOUNT", account)
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(account / "token"))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(account / "ca.crt"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+
+
+def arguments(job: fake.Object) -> list[str]:
+    found: list[str] = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    return found
 
 
 def wharf(api: KubernetesApi, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,6 @@ import pytest
 
 from broker.maintenance.migrate import migration as maintenance
 from broker.maintenance.migrate.migration import migrate, wait_until_migrated
-from contracts.dump import schema_of
 from custody.database import NEEDED_MIGRATION, Database
 from custody.errors import StartError
 from standalone.postgres import Postgres
@@ -40,15 +39,6 @@ TABLES = (
 )
 INDEX = "-- not in a transaction\nCREATE INDEX CONCURRENTLY IF NOT EXISTS jobs_by_model ON wharf.jobs (model);\n"
 VALID = "SELECT bool_and(indisvalid) FROM pg_index WHERE indexrelid = to_regclass('wharf.jobs_by_model')"
-
-
-@pytest.fixture
-def fresh(postgres):
-    """The URL of a database without a schema."""
-    name = f"fresh_{os.urandom(4).hex()}"
-    run(postgres.url(), f"CREATE DATABASE {name}")
-    yield postgres.url("postgres", name)
-    run(postgres.url(), f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -191,25 +181,6 @@ async def test_an_index_whose_build_was_killed_is_built_anew(fresh, schema):
 
 
 # Killed, cut off
-
-
-def test_wherever_it_is_killed_the_next_run_completes_it(fresh):
-    asyncio.run(migrate(fresh, None))
-    wanted = schema_of(fresh)
-    completed = set()
-    for message in range(1, 200):
-        run(fresh, "DROP SCHEMA IF EXISTS wharf CASCADE")
-        process = fork(fresh, message)
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        left = schema_of(fresh) if run(fresh, "SELECT oid FROM pg_namespace WHERE nspname = 'wharf'") else ""
-        if left not in completed:
-            asyncio.run(migrate(fresh, None))
-            assert schema_of(fresh) == wanted
-            completed.add(left)
-    assert len(completed) > NEEDED_MIGRATION
 
 
 async def test_a_restart_of_the_database_is_told_and_the_next_run_completes_it(tmp_path, schema, monkeypatch):

@@ -21,8 +21,6 @@ from tests.contract.test_transport_contract import receive
 from tests.support.domain import POOL
 from tests.support.rabbitmq import RabbitMQ
 
-pytestmark = pytest.mark.postgres
-
 PROMPT_SECONDS = 10.0
 INTERACTIVE = topology.queue_of(POOL, Priority.INTERACTIVE)
 

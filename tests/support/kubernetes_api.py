@@ -254,14 +254,18 @@ def warning(kind: str, name: str, message: str, at: str = "2026-11-30T07:00:00Z"
     }
 
 
-def cron_job(name: str = "wharf-cleanup", release: str = "wharf") -> Object:
-    container = {"name": "cleanup", "image": "wharfinger-broker:0.2.0", "args": ["cleanup", "--max-seconds", "600"],
+def cron_job(name: str = "wharf-cleanup", release: str = "wharf", component: str = "cleanup") -> Object:
+    container = {"name": component, "image": "wharfinger-broker:0.2.0", "args": [component, "--max-seconds", "600"],
                  "futureField": {"kept": True}}  # fmt: skip
-    found = labels("cleanup", **{"app.kubernetes.io/instance": release})
+    found = labels(component, **{"app.kubernetes.io/instance": release})
     template = {"restartPolicy": "Never", "containers": [container]}
     job = {
         "metadata": {"labels": found},
-        "spec": {"backoffLimit": 1, "template": {"metadata": {"labels": found}, "spec": template}},
+        "spec": {
+            "backoffLimit": 1,
+            "activeDeadlineSeconds": 1800,
+            "template": {"metadata": {"labels": found}, "spec": template},
+        },
     }
     return {"metadata": {"name": name, "labels": found}, "spec": {"schedule": "0 0 1 1 *", "jobTemplate": job}}
 
