@@ -12,6 +12,7 @@ from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
+from broker.stages import stage
 from broker.submission import ACCEPTED, admit, announce, answer_job, known, known_job
 from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import idempotency
@@ -93,7 +94,11 @@ async def predict(
             wish = body.fields_of(received, PredictFields)
             digests = [upload.staged.sha256 for upload in received.uploads]
             wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
-            async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+            async with (
+                stage("commit"),
+                service.backlog.admission() as admission,
+                service.database.transaction(tenant) as transaction,
+            ):
                 replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
                 if not replay:
                     model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
@@ -160,7 +165,11 @@ async def submit(
     wanted = idempotency.fingerprint("POST /v1/jobs", wish.model_dump(mode="json"), [])
     job_id = new_id()
     with service.notices.subscribe(job_ended(job_id)) as told:
-        async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+        async with (
+            stage("commit"),
+            service.backlog.admission() as admission,
+            service.database.transaction(tenant) as transaction,
+        ):
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
                 model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
