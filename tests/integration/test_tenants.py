@@ -23,8 +23,8 @@ pytestmark = pytest.mark.postgres
 
 PROCESS_ROLES = ["wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup"]
 WALLED = [
-    "api_keys", "audit", "audit_objects", "cached_results", "files", "idempotency_keys", "jobs", "purged_files", "purges",
-    "results", "tasks", "tenants",
+    "api_keys", "audit", "audit_objects", "cached_results", "files", "idempotency_keys", "jobs", "purged_files",
+    "purges", "results", "tasks", "tenants",
 ]  # fmt: skip
 SHARED = ["blobs", "cleanup_runs", "installation", "migrations", "models", "pools", "relays", "verify_runs", "workers"]
 """Tables that hold nothing of a tenant."""
