@@ -12,7 +12,7 @@ from custody.database import Database, Transaction
 from custody.errors import CustodyError
 from custody.jobs import Jobs
 from custody.notices import Notices, job_ended, tasks_queued
-from custody.tasks import Claim, Tasks
+from custody.tasks import Claim, Success, Tasks
 from custody.transport import Delivery, Transport
 from custody.wire import EngineReference, ModelReference, Priority, Timings
 from inference_worker.metrics import WorkerMetrics
@@ -30,12 +30,13 @@ TWINS = 500
 @dataclass(eq=False)
 class Held:
     """A task in this worker's hands. `working`: it has begun; before that it can be given back unharmed. `in_slot`: its
-    picture is being looked at; after that its end is being written."""
+    picture is being looked at; after that its end is being written, until `has_ended`."""
 
     delivery: Delivery
     priority: Priority
     working: asyncio.Task[None] | None = None
     in_slot: bool = False
+    has_ended: bool = False
 
     @property
     def claim(self) -> Claim:
@@ -186,12 +187,12 @@ class Consumer:
             held.in_slot = False
             self._begin()
             try:
-                await self._until_database_answers(lambda: self._end(claim, work, outcome))
+                await self._until_database_answers(lambda: self._end(held, work, outcome))
             except Exception as error:
                 # What the engine found cannot be stored. It would find the same again.
                 log.exception("end_not_written")
                 refusal = Failed("inference_failed", f"The result cannot be stored ({type(error).__name__}).")
-                await self._until_database_answers(lambda: self._end(claim, work, refusal))
+                await self._until_database_answers(lambda: self._end(held, work, refusal))
             await self._transport.settle(held.delivery)
         finally:
             held.in_slot = False
@@ -214,9 +215,11 @@ class Consumer:
             del self._held[held.claim.task_id]
         self._make_room()
 
-    async def _end(self, claim: Claim, work: Work, outcome: Outcome) -> None:
+    async def _end(self, held: Held, work: Work, outcome: Outcome) -> None:
+        claim = held.claim
         async with self._database.statements() as statements:
-            state, awaited = await self._write_end(statements, claim, work, outcome)
+            state, success = await self._write_end(statements, claim, work, outcome)
+        held.has_ended = True
         self._metrics.tasks.labels(self._model.name, state).inc()
         log.info("task_ended", state=state, attempt=claim.attempt, code=getattr(outcome, "code", None))
         if state == "queued" or (claim.recipe is not None and state != "succeeded"):
@@ -225,13 +228,18 @@ class Consumer:
                 self._notices.tell(tasks_queued(self._model.name, priority))
         if state == "queued":
             return
-        # Also where it is void: it may be the first try's end, cut off before the finish.
-        async with self._database.statements() as statements:
-            job_has_ended = await self._jobs.finish(statements, claim.job_id)
-        if job_has_ended:
+        if (success and success.finished) or await self._finish(claim.job_id):
             self._notices.tell(job_ended(claim.job_id))
-        if awaited:
+        if success and success.awaited:
             await self._answer_twins(claim)
+
+    async def _finish(self, job_id: UUID) -> bool:
+        """Also after an end that was void: it may have been the first try's, cut off before the finish. While another
+        task of the job is in these hands, the end of that one has to see to it."""
+        if any(held.claim.job_id == job_id and not held.has_ended for held in self._held.values()):
+            return False
+        async with self._database.statements() as statements:
+            return await self._jobs.finish(statements, job_id)
 
     async def _answer_twins(self, claim: Claim) -> None:
         async with self._database.statements() as statements:
@@ -246,11 +254,10 @@ class Consumer:
 
     async def _write_end(
         self, transaction: Transaction, claim: Claim, work: Work, outcome: Outcome
-    ) -> tuple[str, bool]:
-        """The task's state now, `void` where the claim was no longer ours and nothing was written; and whether twins of
-        it may wait for an answer."""
+    ) -> tuple[str, Success | None]:
+        """The task's state now, `void` where the claim was no longer ours and nothing was written."""
         if not isinstance(outcome, Done):
-            return await self._write_other_end(transaction, claim, work, outcome), False
+            return await self._write_other_end(transaction, claim, work, outcome), None
         timings = Timings(queue=claim.queue_ms, read=outcome.read_ms, decode=outcome.decode_ms, infer=outcome.infer_ms)
         self._metrics.observe(self._model.name, timings)
         written = await self._tasks.succeed(
@@ -263,10 +270,10 @@ class Consumer:
             timings=timings,
         )
         if written is None:
-            return "void", False
+            return "void", None
         if claim.recipe is not None:
             self._metrics.cache.labels(self._model.name, "miss").inc()
-        return "succeeded", written.awaited
+        return "succeeded", written
 
     async def _write_other_end(
         self, transaction: Transaction, claim: Claim, work: Work, outcome: Failed | Unprocessable | Corrupt | Retry
