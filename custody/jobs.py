@@ -1,5 +1,5 @@
-"""Jobs: submission, what a user sees of them, and the two statements that write `jobs.state`: the finish, and the early
-end by a cancel or a deadline."""
+"""Jobs: submission, what a user sees of them, and the statements that write `jobs.state`: the finish, the early end by
+a cancel or a deadline, and the finish of a job of one task, which is a part of that task's end."""
 
 import time
 from collections import Counter
@@ -84,6 +84,13 @@ TASK_FIELDS = {"id", "filename", "sha256", "size", "media_type", "width", "heigh
 # No NOT EXISTS: the planner would read all tasks of the job for it, at each task's end.
 NO_TASK_IS_OPEN = """
     (SELECT true FROM wharf.tasks t WHERE t.job_id = j.id AND t.state IN ('queued', 'running') LIMIT 1) IS NULL
+"""
+
+
+# With the end `ended` of a job's only task: no other one could see this one open.
+FINISH_OF_ONE = """
+    UPDATE wharf.jobs j SET state = 'succeeded', done = 1, failed = 0, finished_at = now()
+    FROM ended WHERE j.id = ended.job_id AND j.total = 1 AND j.state = 'open' RETURNING j.id
 """
 
 

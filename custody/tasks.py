@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 from custody.cache import ADD_ANSWERS, JUDGED, KEEP, Computation
 from custody.database import Transaction
 from custody.instance import HOLDS_ITS_NAME
+from custody.jobs import FINISH_OF_ONE
 from custody.turns import JOB_IS_OPEN, POOL_RUNS, READY, in_turn
 from custody.volume import blob_path
 from custody.wire import Detection, EngineReference, FileState, ModelReference, Parameters, Priority, Timings
@@ -141,9 +142,11 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Success:
-    """A task has ended with its result. `awaited`: twins of it may wait for an answer."""
+    """A task has ended with its result. `awaited`: twins of it may wait for an answer; `finished`: its job, of which it
+    was the only one, ended with it. Others are finished after the commit."""
 
     awaited: bool
+    finished: bool
 
 
 @dataclass(frozen=True)
@@ -330,8 +333,9 @@ class Tasks:
                 UPDATE wharf.tasks t
                 SET state = 'succeeded', lease_until = NULL, ended_at = now(), error_code = NULL, error_detail = NULL
                 WHERE t.id = %(task)s AND t.attempt = %(attempt)s AND t.state = 'running' AND {JOB_IS_OPEN}
-                RETURNING t.id, t.tenant_id, t.attempt, t.sha256, t.pool
+                RETURNING t.id, t.job_id, t.tenant_id, t.attempt, t.sha256, t.pool
             ),
+            finished AS ({FINISH_OF_ONE}),
             kept AS ({KEEP}),
             stored AS (
                 INSERT INTO wharf.results
@@ -344,7 +348,8 @@ class Tasks:
             SELECT %(recipe)s::bytea IS NOT NULL AND (
                 SELECT true FROM wharf.tasks q
                 WHERE q.sha256 = e.sha256 AND q.tenant_id = e.tenant_id AND q.state = 'queued' AND q.pool = e.pool
-                LIMIT 1) IS NOT NULL AS awaited
+                LIMIT 1) IS NOT NULL AS awaited,
+                (SELECT true FROM finished) IS NOT NULL AS finished
             FROM ended e
             """,
             {
@@ -362,7 +367,7 @@ class Tasks:
             },
         )
         row = await ended.fetchone()
-        return None if row is None else Success(row["awaited"])
+        return None if row is None else Success(row["awaited"], row["finished"])
 
     async def fail(self, transaction: Transaction, claim: Claim, *, code: str, detail: str) -> bool:
         """Ends the task for good: it ran and failed. `code` is one of `custody.errors`. False: somebody else ended or

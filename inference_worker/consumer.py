@@ -14,7 +14,7 @@ from custody.errors import CustodyError
 from custody.jobs import Jobs
 from custody.notices import Notices, job_ended, tasks_queued
 from custody.spans import Stage, Tracing
-from custody.tasks import Claim, Tasks
+from custody.tasks import Claim, Success, Tasks
 from custody.transport import Delivery, Transport
 from custody.wire import EngineReference, ModelReference, Priority, Timings
 from inference_worker.metrics import WorkerMetrics
@@ -32,7 +32,8 @@ TWINS = 500
 @dataclass(eq=False)
 class Held:
     """A task in this worker's hands. `working`: it has begun; before that it can be given back unharmed. `in_slot`: its
-    picture is being looked at; after that its end is being written. Times in nanoseconds since 1970."""
+    picture is being looked at; after that its end is being written, until `has_ended`. Times in nanoseconds since 1970.
+    """
 
     delivery: Delivery
     priority: Priority
@@ -42,6 +43,7 @@ class Held:
     answered_ns: int = 0
     stored_ns: int = 0
     state: str = "void"
+    has_ended: bool = False
 
     @property
     def claim(self) -> Claim:
@@ -233,7 +235,8 @@ class Consumer:
     async def _end(self, held: Held, work: Work, outcome: Outcome) -> None:
         claim = held.claim
         async with self._database.statements() as statements:
-            state, awaited = await self._write_end(statements, claim, work, outcome)
+            state, success = await self._write_end(statements, claim, work, outcome)
+        held.has_ended = True
         held.state, held.stored_ns = state, time.time_ns()
         self._commit_ms = round((held.stored_ns - held.answered_ns) / 1e6, 3)
         self._metrics.observe_commit(self._model.name, self._commit_ms)
@@ -247,13 +250,18 @@ class Consumer:
                 self._notices.tell(tasks_queued(self._model.name, priority))
         if state == "queued":
             return
-        # Also where it is void: it may be the first try's end, cut off before the finish.
-        async with self._database.statements() as statements:
-            job_has_ended = await self._jobs.finish(statements, claim.job_id)
-        if job_has_ended:
+        if (success and success.finished) or await self._finish(claim.job_id):
             self._notices.tell(job_ended(claim.job_id))
-        if awaited:
+        if success and success.awaited:
             await self._answer_twins(claim)
+
+    async def _finish(self, job_id: UUID) -> bool:
+        """Also after an end that was void: it may have been the first try's, cut off before the finish. While another
+        task of the job is in these hands, the end of that one has to see to it."""
+        if any(held.claim.job_id == job_id and not held.has_ended for held in self._held.values()):
+            return False
+        async with self._database.statements() as statements:
+            return await self._jobs.finish(statements, job_id)
 
     async def _answer_twins(self, claim: Claim) -> None:
         async with self._database.statements() as statements:
@@ -300,11 +308,10 @@ class Consumer:
 
     async def _write_end(
         self, transaction: Transaction, claim: Claim, work: Work, outcome: Outcome
-    ) -> tuple[str, bool]:
-        """The task's state now, `void` where the claim was no longer ours and nothing was written; and whether twins of
-        it may wait for an answer."""
+    ) -> tuple[str, Success | None]:
+        """The task's state now, `void` where the claim was no longer ours and nothing was written."""
         if not isinstance(outcome, Done):
-            return await self._write_other_end(transaction, claim, work, outcome), False
+            return await self._write_other_end(transaction, claim, work, outcome), None
         timings = Timings(
             queue=claim.queue_ms,
             read=outcome.read_ms,
@@ -323,10 +330,10 @@ class Consumer:
             timings=timings,
         )
         if written is None:
-            return "void", False
+            return "void", None
         if claim.recipe is not None:
             self._metrics.cache.labels(self._model.name, "miss").inc()
-        return "succeeded", written.awaited
+        return "succeeded", written
 
     async def _write_other_end(
         self, transaction: Transaction, claim: Claim, work: Work, outcome: Failed | Unprocessable | Corrupt | Retry

@@ -71,10 +71,10 @@ def test_every_table_is_written_by_its_owner_alone() -> None:
     assert writers == WRITERS
 
 
-def test_the_state_of_a_job_is_written_by_two_statements() -> None:
+def test_the_state_of_a_job_is_written_by_the_finish_the_early_end_and_the_end_of_an_only_task() -> None:
     text = (ROOT / "custody" / "jobs.py").read_text()
     updates = re.findall(r"UPDATE wharf\.jobs\b.*?(?=WHERE)", text, re.DOTALL)
-    assert sum("state" in update for update in updates) == 2
+    assert sum("state" in update for update in updates) == 3
 
 
 def test_only_commands_read_the_environment() -> None:

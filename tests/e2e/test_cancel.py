@@ -205,7 +205,7 @@ def test_a_job_whose_worker_is_killed_at_that_moment(cancelling: Cancelling, ten
     assert cancelled[-1].result()["state"] == "cancelled"
 
 
-@pytest.mark.parametrize("step", ["the picture has been looked at", "the result is written, the job open"])
+@pytest.mark.parametrize("step", ["the picture has been looked at", "the result is written, nobody told of it"])
 def test_a_job_whose_worker_has_died_at_a_step(cancelling: Cancelling, tenant: Tenant, step: str) -> None:
     """Whether the cancel or the end of the job came first, the answer stays true."""
     cancelling.stop_worker()

@@ -466,7 +466,7 @@ async def test_an_end_waits_for_a_database_that_is_away(domain, acme, worker):
 
 async def test_a_job_is_finished_though_the_database_went_away_after_the_last_end(domain, acme, worker, monkeypatch):
     """Nothing else finishes it here: no loop mends."""
-    job = await domain.submit(acme)
+    job = await domain.submit(acme, inputs=2)
     finish = domain.jobs.finish
     calls = 0
 
@@ -485,7 +485,30 @@ async def test_a_job_is_finished_though_the_database_went_away_after_the_last_en
     async with worker.running(look):
         ended = await until_ended(domain, acme, job)
     assert ended.state is JobState.SUCCEEDED
+    # The end of the first one leaves it to the last, and the second try of that one's end finds it written.
     assert calls == 2
+
+
+async def test_a_job_whose_tasks_are_all_in_these_hands_is_finished_by_the_last_end_alone(
+    domain, acme, worker, monkeypatch
+):
+    """Whichever is written last: the ends of two slots come together."""
+    job = await domain.submit(acme, inputs=8)
+    finish = domain.jobs.finish
+    open_then: list[int] = []
+
+    async def watched(transaction, job_id):
+        open_then.append(sum(state in ("queued", "running") for state in domain.task_states(job_id)))
+        return await finish(transaction, job_id)
+
+    monkeypatch.setattr(domain.jobs, "finish", watched)
+
+    async def look(work: Work) -> Outcome:
+        return DONE
+
+    async with worker.running(look, slots=2, prefetch=3):
+        assert (await until_ended(domain, acme, job)).state is JobState.SUCCEEDED
+    assert open_then == [0]
 
 
 async def test_a_worker_that_is_asked_to_stop_finishes_what_has_begun_and_gives_back_the_rest_at_once(

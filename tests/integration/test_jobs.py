@@ -101,9 +101,9 @@ async def test_what_is_overdue_expires_and_keeps_what_was_done_in_time(domain, a
     [claim] = await domain.claim()
     await domain.end(claim)
     others = [await domain.submit(acme, expires_in=3600), await domain.submit(globex)]
-    finished = await domain.submit(globex, pool="birds", expires_in=60)
-    [last] = await domain.claim(pool="birds")
-    await domain.succeed(last)  # its finish is on its way
+    finished = await domain.submit(globex, inputs=2, pool="birds", expires_in=60)
+    for last in await domain.claim(2, pool="birds"):
+        await domain.succeed(last)  # its finish is on its way
     domain.rows("UPDATE wharf.jobs SET expires_at = now() WHERE id = ANY (%s)", [[overdue, finished]])
     async with domain.worker.transaction() as transaction:
         assert await domain.jobs.overdue(transaction) == [overdue]
@@ -419,6 +419,35 @@ async def test_a_job_that_carries_its_results_has_the_progress_that_they_show(do
             seen = await domain.jobs.get(statements, job)
         assert (seen.state, seen.progress.done, seen.progress.failed) == ("running", done, failed)
         assert [result.state for result in seen.results].count("succeeded") == done
+
+
+async def test_a_job_of_one_input_ends_with_it_and_a_cancel_that_comes_then_is_too_late(domain, acme):
+    ended, cancelled = await domain.submit(acme), await domain.submit(acme)
+    claims = {claim.job_id: claim for claim in await domain.claim(2)}
+    assert (await domain.succeed(claims[ended])).finished
+    seen = await domain.get(acme, ended)
+    assert (seen.state, seen.progress.done, seen.progress.failed) == (JobState.SUCCEEDED, 1, 0)
+    assert seen.finished_at is not None
+    assert not await domain.finish(ended)
+    async with domain.worker.transaction() as transaction:
+        success = await domain.tasks.succeed(
+            transaction, claims[cancelled], model=MODEL, detections=DETECTIONS, timings=TIMINGS
+        )
+        assert success.finished
+        cancelling = asyncio.create_task(domain.cancel(acme, cancelled))
+        await asyncio.sleep(0.2)
+        assert not cancelling.done()
+    assert not await cancelling
+    assert (await domain.get(acme, cancelled)).state is JobState.SUCCEEDED
+
+
+async def test_a_job_of_two_inputs_does_not_end_with_the_first_of_them(domain, acme):
+    job = await domain.submit(acme, inputs=2)
+    first, last = await domain.claim(2)
+    assert not (await domain.succeed(first)).finished
+    assert not (await domain.succeed(last)).finished
+    assert (await domain.get(acme, job)).state is JobState.RUNNING
+    assert await domain.finish(job)
 
 
 async def test_a_jobs_priority_is_its_tasks_class(domain, acme):

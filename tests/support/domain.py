@@ -14,7 +14,7 @@ from custody.database import Database
 from custody.files import Files, Kept, Media, Upload
 from custody.ids import new_id
 from custody.jobs import Jobs
-from custody.tasks import Claim, Tasks
+from custody.tasks import Claim, Success, Tasks
 from custody.volume import Volume, blob_path
 from custody.wire import Box, Detection, EngineReference, Job, JobInput, ModelReference, Parameters, Priority, Timings
 
@@ -130,11 +130,10 @@ class Domain:
             claimed = await self.tasks.claim_next(transaction, pool=pool, priority=priority, worker=worker, limit=limit)
         return claimed.claims
 
-    async def succeed(self, claim: Claim) -> bool:
+    async def succeed(self, claim: Claim) -> Success | None:
+        """Where it is the only task of its job, that has ended too."""
         async with self.worker.transaction() as transaction:
-            return bool(
-                await self.tasks.succeed(transaction, claim, model=MODEL, detections=DETECTIONS, timings=TIMINGS)
-            )
+            return await self.tasks.succeed(transaction, claim, model=MODEL, detections=DETECTIONS, timings=TIMINGS)
 
     async def fail(self, claim: Claim) -> bool:
         async with self.worker.transaction() as transaction:
@@ -154,8 +153,8 @@ class Domain:
 
     async def end(self, claim: Claim) -> bool:
         """As a worker ends a task: True where this was the end of its job too."""
-        await self.succeed(claim)
-        return await self.finish(claim.job_id)
+        success = await self.succeed(claim)
+        return bool(success and success.finished) or await self.finish(claim.job_id)
 
     async def cancel(self, tenant: UUID, job: UUID) -> bool:
         """As the broker cancels a job."""

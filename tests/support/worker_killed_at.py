@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from custody.jobs import Jobs
 from custody.tasks import Tasks
 from custody.transport.amqp import Feed, Intake
 from inference_worker.child import Child
@@ -22,8 +21,8 @@ STEPS: Mapping[str, Callable[[], None]] = MappingProxyType(
         "its task is claimed": lambda: die_after(Tasks, "claim"),
         "the picture is about to be looked at": lambda: die_before(Child, "ask"),
         "the picture has been looked at": lambda: die_after(Child, "ask"),
-        "the result is written, the job open": lambda: die_after(Tasks, "succeed"),
-        "the job is finished, nothing acknowledged": lambda: die_after(Jobs, "finish"),
+        "the result is written, nobody told of it": lambda: die_after(Tasks, "succeed"),
+        "the job is finished, nothing acknowledged": lambda: die_before(Intake, "settle"),
         "the message is acknowledged": lambda: die_after(Intake, "flush"),
     }
 )
