@@ -2,9 +2,9 @@
 
 PostgreSQL and RabbitMQ are stand-ins under the official images' names: Debian 12's packages (PostgreSQL 15, RabbitMQ
 3.10) with as much of those images' ways as the file relies on (tests/images/stand_ins). So nothing is learnt here of
-the official images, of their versions, and of docker. Two things that docker does are done by the test, since podman
-4.3 has no way to wait for health, and leaves the checks themselves to systemd's timers: it runs each health check, and
-brings a service up once what `depends_on` says is so."""
+the official images, of their versions, and of docker. Two things that docker does are done by the test: it runs each
+health check, which podman leaves to systemd's timers, and brings a service up once what `depends_on` says is so: podman
+4.3 cannot wait for health, and starts nothing that requires what has ended."""
 
 import io
 import json
