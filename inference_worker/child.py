@@ -39,7 +39,7 @@ STOP_SECONDS = 5.0
 PR_SET_DUMPABLE = 4
 """Of Linux's <sys/prctl.h>."""
 
-OURS = ("WHARF_", "PG")
+OURS = ("WHARF_", "PG", "OTEL_")
 """Beginnings of the names of what this process alone is told: its logins are among it."""
 
 

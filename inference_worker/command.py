@@ -22,6 +22,7 @@ from custody.models import ModelFiles, Registration
 from custody.notices import POOLS_CHANGED, Notices
 from custody.process import end_within, release, run
 from custody.reconcile import Reconciler
+from custody.spans import tracing
 from custody.tasks import Tasks
 from custody.transport import Transport
 from custody.transport.amqp import AmqpTransport
@@ -65,6 +66,7 @@ async def serve(settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end)
     async with AsyncExitStack() as stack:
+        traced = stack.enter_context(tracing("worker", instance=settings.instance, release=release()))
         database = await stack.enter_async_context(
             Database(
                 settings.database_url.get_secret_value(),
@@ -103,10 +105,12 @@ async def serve(settings: WorkerSettings) -> None:
         stack.push_async_callback(slots.close)
         ready = await slots.start()
         found = ready.model
+        began = time.perf_counter()
         async with database.transaction() as transaction:
             model = await models.register(
                 transaction, Registration(files, found.task, found.classes, found.input_width, found.input_height)
             )
+        registered_ms = round((time.perf_counter() - began) * 1000, 3)
         tasks = Tasks(lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
         jobs = Jobs()
         reconciler = Reconciler(database, tasks, jobs, notices, every_seconds=settings.reconcile_seconds)
@@ -177,6 +181,8 @@ async def serve(settings: WorkerSettings) -> None:
             prefetch=settings.prefetch,
             drain_seconds=settings.drain_seconds,
             metrics=metrics,
+            commit_ms=registered_ms,
+            tracing=traced,
         )
         await consumer.run(stop)
         for task in loops:

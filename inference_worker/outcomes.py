@@ -1,6 +1,7 @@
 """What a slot is asked to do, and the ways it ends."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 from uuid import UUID
 
 from custody.wire import Detection, Parameters
@@ -55,6 +56,7 @@ class Unprocessable:
 class Corrupt:
     """The bytes on the volume are not those that were taken into custody, whoever looks at them."""
 
+    code: ClassVar[str] = "file_corrupt"
     detail: str
 
 

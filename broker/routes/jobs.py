@@ -12,8 +12,9 @@ from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
+from broker.stages import stage
 from broker.submission import ACCEPTED, admit, announce, answer_job
-from broker.waiting import applied, preferred_seconds, wait_until_ended
+from broker.waiting import applied, preferred_seconds, tell_timings, wait_until_ended
 from custody import idempotency
 from custody.audit import Action
 from custody.errors import CustodyError
@@ -88,7 +89,11 @@ async def predict(
         wish = body.fields_of(received, PredictFields)
         digests = [upload.staged.sha256 for upload in received.uploads]
         wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
-        async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+        async with (
+            stage("commit"),
+            service.backlog.admission() as admission,
+            service.database.transaction(tenant) as transaction,
+        ):
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
                 model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
@@ -147,7 +152,11 @@ async def submit(
     _check_inputs(wish, min(settings.max_job_inputs, settings.max_tenant_backlog, settings.max_pool_backlog))
     priority = wish.priority or (Priority.INTERACTIVE if len(wish.inputs) <= FEW_INPUTS else Priority.BATCH)
     wanted = idempotency.fingerprint("POST /v1/jobs", wish.model_dump(mode="json"), [])
-    async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+    async with (
+        stage("commit"),
+        service.backlog.admission() as admission,
+        service.database.transaction(tenant) as transaction,
+    ):
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
         if not replay:
             model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
@@ -227,7 +236,7 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
     wanted = parse_id(job_id, "job")
     await wait_until_ended(service, request, principal.tenant_id, wanted, seconds)
-    async with service.database.transaction(principal.tenant_id) as transaction:
+    async with stage("answer"), service.database.transaction(principal.tenant_id) as transaction:
         job = await service.jobs.get(transaction, wanted)
         if job is None:
             raise no_such("job")
@@ -239,6 +248,8 @@ async def get(request: Request, service: ServiceDep, principal: Reader, job_id: 
             Action.RESULTS_READ if found else Action.JOB_SEEN,
             jobs=[wanted],
         )
+    if seconds:
+        tell_timings(job)
     return answer(job, headers=applied(seconds))
 
 
