@@ -155,7 +155,8 @@ def test_a_worker_keeps_what_it_compiles_in_tmp_which_has_room_for_it_unless_the
     for given, expected in ({}, "/tmp/compiled"), ({"COMPILED_FOLDER": ""}, ""):
         pool = {"name": "page", "settings": given}
         made = rendered({"pools": [pool], "database": {"existingSecret": "db"}, "queue": {"existingSecret": "mq"}})
-        [worker] = [each for each in made if each["metadata"]["name"].endswith("-worker-page")]
+        named = [each for each in made if each["metadata"]["name"].endswith("-worker-page")]
+        [worker] = [each for each in named if each["kind"] == "Deployment"]
         pod = worker["spec"]["template"]["spec"]
         environment = pod["containers"][0]["env"]
         assert [each["value"] for each in environment if each["name"] == "WHARF_COMPILED_FOLDER"] == [expected]
