@@ -501,6 +501,18 @@ async def test_a_claim_that_does_not_see_its_twin_begin_is_made_again(domain, ac
     assert await claiming == Claimed([], [], [tasks[jobs[1]]])
 
 
+async def test_a_claim_waits_for_no_other_that_is_claiming_a_twin(domain, acme):
+    await submit(domain, acme, await picture(domain, acme), inputs=2)
+    async with domain.worker.transaction() as transaction:
+        claimed = await domain.tasks.claim_next(
+            transaction, pool=POOL, priority=Priority.INTERACTIVE, worker="w1", limit=1
+        )
+        assert len(claimed.claims) == 1
+        async with asyncio.timeout(5):
+            others = await claim(domain, worker="w2")
+    assert (others.claims, len(others.refused)) == ([], 1)
+
+
 async def test_a_success_waits_for_a_claim_that_is_refusing_a_twin(domain, acme):
     file = await picture(domain, acme)
     await submit(domain, acme, file)
