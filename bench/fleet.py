@@ -84,10 +84,11 @@ def fleet(
     *,
     workers: int = 1,
     broker_settings: Mapping[str, str] = MappingProxyType({}),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Fleet]:
-    """Broker and workers with warm engines, and with `amqp` a relay in between."""
+    """Broker and workers with warm engines, and with `amqp` a relay in between. `environment` is for all of them."""
     with ExitStack() as stack:
-        installation, service, postmaster = stack.enter_context(new_installation(folder))
+        installation, service, postmaster = stack.enter_context(new_installation(folder, environment))
         broker = installation.broker(**broker_settings)
         relay = rabbitmq = None
         queue: dict[str, str] = {}
@@ -121,7 +122,9 @@ def per_thing(before: Mapping[str, float], after: Mapping[str, float], things: i
 
 
 @contextmanager
-def new_installation(folder: Path) -> Iterator[tuple[Installation, Service, int]]:
+def new_installation(
+    folder: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[Installation, Service, int]]:
     """A durable Postgres of its own that counts its statements; with the postmaster's pid."""
     folder.mkdir(parents=True)
     with new_postgres(folder) as postgres:
@@ -132,7 +135,7 @@ def new_installation(folder: Path) -> Iterator[tuple[Installation, Service, int]
         asyncio.run(postgres.start())
         with psycopg.connect(postgres.url(database=DATABASE), autocommit=True) as connection:
             connection.execute("CREATE EXTENSION pg_stat_statements")
-        installation = Installation(folder, lambda role: postgres.url(role, DATABASE))
+        installation = Installation(folder, lambda role: postgres.url(role, DATABASE), environment)
         try:
             yield installation, installation.migrate(), postmaster_of(postgres.url())
         finally:

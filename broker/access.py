@@ -7,6 +7,7 @@ import structlog
 from fastapi import Depends, Request
 
 from broker.service import service_of
+from broker.stages import stage
 from custody import tenants
 from custody.errors import CustodyError
 from custody.tenants import Principal
@@ -26,7 +27,7 @@ class Require:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise CustodyError("unauthenticated", "Send an API key: `Authorization: Bearer KEY`.")
-        async with service.database.statements() as statements:
+        async with stage("authenticate"), service.database.statements() as statements:
             principal = await tenants.authenticate(statements, secret.strip())
         if principal is None:
             raise CustodyError("unauthenticated", "This API key is unknown or revoked. Ask an admin for a new one.")

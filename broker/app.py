@@ -12,12 +12,13 @@ from broker import headers, problems
 from broker.routes import audit, cluster, files, health, jobs, keys, models, pools, reruns, tenant
 from broker.service import Service
 from broker.tracing import RequestTracing
+from custody.spans import Tracing
 from custody.wire import FilePatch, JobSubmission, KeyRequest, Problem, RetryRequest, TenantPatch
 
 SWAGGER_UI = Path(swagger_ui_bundle.swagger_ui_path)
 
 
-def build_app(service: Service) -> FastAPI:
+def build_app(service: Service, tracing: Tracing | None = None) -> FastAPI:
     app = FastAPI(
         title="Wharfinger",
         version="1",
@@ -25,6 +26,8 @@ def build_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Its own spans would tell the address, and with it names of files.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
     for noun in (files, jobs, reruns, models, pools, cluster, keys, tenant, audit, health):
@@ -42,7 +45,7 @@ def build_app(service: Service) -> FastAPI:
             swagger_favicon_url="/docs/assets/favicon-32x32.png",
         )
 
-    app.add_middleware(RequestTracing, metrics=service.metrics)
+    app.add_middleware(RequestTracing, metrics=service.metrics, tracing=tracing)
     _describe(app)
     return app
 
@@ -72,7 +75,7 @@ def _describe(app: FastAPI) -> None:
             if "application/problem+json" not in refusal.get("content", {}):
                 operation["responses"].pop("422", None)  # any text is a name or an id: at worst there is no such thing
             for answered in operation["responses"].values():
-                answered.setdefault("headers", {}).update(headers.sent(*headers.EVERYWHERE)["headers"])
+                answered.setdefault("headers", {}).update(headers.sent(*headers.SENT_EVERYWHERE)["headers"])
                 if method == "head":
                     answered.pop("content", None)
     document["components"].update(headers.components())

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from broker import problems
 from broker.service import Service
 from broker.settings import BrokerSettings
+from broker.stages import stage
 from custody.errors import CustodyError
 from custody.files import Upload
 from custody.volume import Staging
@@ -45,12 +46,13 @@ async def receive(request: Request, service: Service, tenant: UUID, *, part: str
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     async with AsyncExitStack() as staged:
         try:
-            if content_type == "multipart/form-data":
-                body = await _multipart(request, service, tenant, staged, part, options.get("boundary", ""))
-            elif raw:
-                body = await _raw(request, service, tenant, staged)
-            else:
-                raise CustodyError("malformed_body", f"Send multipart/form-data with one or more parts `{part}`.")
+            with stage("receive"):
+                if content_type == "multipart/form-data":
+                    body = await _multipart(request, service, tenant, staged, part, options.get("boundary", ""))
+                elif raw:
+                    body = await _raw(request, service, tenant, staged)
+                else:
+                    raise CustodyError("malformed_body", f"Send multipart/form-data with one or more parts `{part}`.")
             if not body.uploads:
                 raise CustodyError("missing_part", f"The body has no part `{part}`: no file is in it.", field=part)
         except ClientDisconnect:
@@ -67,10 +69,11 @@ async def read_json(request: Request, kind: type[B], settings: BrokerSettings) -
     data = bytearray()
     max_bytes = settings.max_request_bytes
     try:
-        async for chunk in _arriving(request, settings):
-            data += chunk
-            if len(data) > max_bytes:
-                raise CustodyError("request_too_large", f"A JSON body may have {max_bytes} bytes at most.")
+        with stage("receive"):
+            async for chunk in _arriving(request, settings):
+                data += chunk
+                if len(data) > max_bytes:
+                    raise CustodyError("request_too_large", f"A JSON body may have {max_bytes} bytes at most.")
     except ClientDisconnect:
         raise CustodyError("client_disconnected", "The client went away in the middle of its body.") from None
     try:
@@ -176,7 +179,9 @@ async def _multipart(
 
 async def _sealed(service: Service, staging: Staging, filename: str | None) -> Upload:
     staged = await staging.seal()
-    return Upload(staged, await service.probe(staged.path), clean_filename(filename))
+    with stage("probe"):
+        media = await service.probe(staged.path)
+    return Upload(staged, media, clean_filename(filename))
 
 
 def clean_filename(name: str | None) -> str | None:

@@ -30,7 +30,8 @@ from custody.installation import check_volume
 from custody.instance import InstanceLock
 from custody.jobs import Jobs
 from custody.notices import Notices
-from custody.process import end_within, run
+from custody.process import end_within, release, run
+from custody.spans import tracing
 from custody.tasks import Tasks
 from custody.volume import Volume
 
@@ -53,6 +54,7 @@ def broker(
 
 async def serve(settings: BrokerSettings) -> None:
     async with AsyncExitStack() as stack:
+        traced = stack.enter_context(tracing("broker", instance=settings.instance, release=release()))
         database = await stack.enter_async_context(
             Database(
                 settings.database_url.get_secret_value(),
@@ -99,7 +101,7 @@ async def serve(settings: BrokerSettings) -> None:
         server = _Server(
             service,
             uvicorn.Config(
-                build_app(service),
+                build_app(service, traced),
                 host=settings.host,
                 port=settings.port,
                 http=_protocol(settings),

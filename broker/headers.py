@@ -19,6 +19,11 @@ _SECONDS = {"type": "integer", "minimum": 1}
 ANSWER: dict[str, dict[str, Any]] = {
     "X-Request-ID": {"description": "The request's, or the one made for it", "required": True, "schema": _TEXT},
     "traceparent": {"description": "W3C trace context; absent where the request could not be read", "schema": _TEXT},
+    "Server-Timing": {
+        "description": "Milliseconds up to the answer, by stage (`receive;dur=1.2, commit;dur=3.4, total;dur=5.0`); "
+        "absent from probes' answers and where the request could not be read",
+        "schema": _TEXT,
+    },
     "Location": {"description": "The address of what was made", "required": True, "schema": _TEXT},
     "Preference-Applied": {"description": "`wait=SECONDS`: the wait that `Prefer` was granted", "schema": _TEXT},
     "Retry-After": {"description": "Seconds after which to send it again", "schema": _SECONDS},
@@ -39,7 +44,9 @@ ANSWER: dict[str, dict[str, Any]] = {
 """Headers that answers carry, by name. Those that are `required` are in each answer that lists them."""
 
 EVERYWHERE = ("X-Request-ID", "traceparent")
-"""Read by every operation, and sent with every answer."""
+"""Read by every operation."""
+SENT_EVERYWHERE = (*EVERYWHERE, "Server-Timing")
+"""With every answer."""
 
 OF_STATUS = {
     400: ("Connection",),

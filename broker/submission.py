@@ -45,23 +45,31 @@ def known(submitted: Submitted) -> dict[str, Any] | None:
     return {"cached": submitted.answered} if submitted.answered else None
 
 
-def announce(service: Service, submitted: Submitted, model: str, priority: Priority, inputs: int) -> bool:
-    """After the commit. True where all inputs are answered already."""
-    all_known = submitted.answered == inputs
-    if not all_known:
+async def known_job(service: Service, transaction: Transaction, submitted: Submitted, inputs: int) -> Job | None:
+    """The job that was submitted in this transaction, where all its inputs are answered already."""
+    return await service.jobs.get(transaction, submitted.job_id) if submitted.answered == inputs else None
+
+
+def announce(service: Service, submitted: Submitted, model: str, priority: Priority, inputs: int) -> None:
+    """After the commit."""
+    if submitted.answered < inputs:
         service.notices.tell(tasks_queued(model, priority))
     service.metrics.inputs.labels(model).inc(inputs)
     service.metrics.cached.labels(model).inc(submitted.answered)
     log.info("job_submitted", job_id=str(submitted.job_id), model=model, inputs=inputs, cached=submitted.answered)
-    return all_known
 
 
 async def answer_job(
-    request: Request, service: Service, tenant: UUID, job_id: UUID, told: Subscription | None = None
+    request: Request,
+    service: Service,
+    tenant: UUID,
+    job_id: UUID,
+    told: Subscription | None = None,
+    job: Job | None = None,
 ) -> Response:
-    """`told`: as in `wait_for_end`."""
+    """`told`: as in `wait_for_end`; `job`: as it is at its end, where that has come."""
     seconds = preferred_seconds(request, service.settings.max_wait_seconds)
-    job = await wait_for_end(service, request, tenant, job_id, seconds, told)
+    job = job or await wait_for_end(service, request, tenant, job_id, seconds, told)
     if job is None:
         raise CustodyError(
             "gone", "The job that this key created is over and has been removed. Take a new key to run it again."

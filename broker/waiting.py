@@ -8,6 +8,7 @@ from uuid import UUID
 from fastapi import Request
 
 from broker.service import Service
+from broker.stages import stage, tell
 from custody.notices import Subscription, job_ended
 from custody.wire import Job
 
@@ -34,13 +35,30 @@ async def wait_for_end(
             # Subscribe, then read, then wait: an end between the two is not missed.
             told = stack.enter_context(service.notices.subscribe(job_ended(job_id)))
         elif seconds and not service.stopping.is_set():
-            await told.wait(seconds)
+            with stage("wait"):
+                await told.wait(seconds)
         while True:
-            async with service.database.statements(tenant) as statements:
+            async with stage("answer"), service.database.statements(tenant) as statements:
                 job = await service.jobs.get(statements, job_id)
             remaining = deadline - time.monotonic()
-            if job is None or job.state.ended or remaining <= 0 or service.stopping.is_set():
-                return job
-            if await request.is_disconnected():
-                return job
-            await told.wait(remaining)
+            if (
+                job is None
+                or job.state.ended
+                or remaining <= 0
+                or service.stopping.is_set()
+                or await request.is_disconnected()
+            ):
+                break
+            with stage("wait"):
+                await told.wait(remaining)
+    if job and seconds:
+        tell_timings(job)
+    return job
+
+
+def tell_timings(job: Job) -> None:
+    """What the wait consisted of. Of several inputs, which are worked on side by side, the longest of each; of none
+    that was known already."""
+    timings = [result.timings for result in job.results or () if result.timings and not result.cached]
+    if timings:
+        tell((name, max(getattr(each, name) for each in timings)) for name in ("queue", "read", "decode", "infer"))

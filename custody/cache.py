@@ -8,15 +8,10 @@ on.
 
 from dataclasses import dataclass
 
-# Of the CTE `answered`, tasks whose `recipe` is in the cache. They keep the timings of the result that was kept.
+# Of the CTE `answered`, tasks that have succeeded and whose `recipe` is in the cache. A trigger copies what is there.
 ADD_ANSWERS = """
-    INSERT INTO wharf.results
-        (task_id, tenant_id, attempt, model, model_version, model_digest, engine, engine_version, verified,
-         detections, timings, cached)
-    SELECT a.id, a.tenant_id, a.attempt, c.model, c.model_version, c.model_digest, c.engine, c.engine_version,
-        c.verified, c.detections,
-        c.timings || jsonb_build_object('queue', round(extract(epoch FROM now() - a.created_at) * 1000, 3)), true
-    FROM answered a JOIN wharf.cached_results c USING (sha256, tenant_id, recipe)
+    INSERT INTO wharf.results (task_id, tenant_id, attempt, cached)
+    SELECT a.id, a.tenant_id, a.attempt, true FROM answered a
 """
 
 # As wharf.results has it, of the CTE `ended`, unless it is to leave no trace.

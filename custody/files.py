@@ -164,15 +164,18 @@ class Files:
         whose bytes are damaged (`file_corrupt`)."""
         ids = [wanted.file for wanted in inputs if wanted.file]
         sha256s = [bytes.fromhex(wanted.sha256) for wanted in inputs if wanted.sha256]
-        found = await transaction.execute(
+        # Nobody locks, or waits for, bytes that the tenant has no file of.
+        held = await transaction.execute(
             f"""
-            SELECT sha256 FROM wharf.files WHERE id = ANY (%(ids)s) AND {LIVE}
-            UNION
-            SELECT sha256 FROM wharf.files WHERE sha256 = ANY (%(sha256s)s) AND {LIVE}
+            SELECT held.sha256 FROM wharf.hold_blobs(ARRAY (
+                SELECT sha256 FROM wharf.files WHERE id = ANY (%(ids)s) AND {LIVE}
+                UNION
+                SELECT sha256 FROM wharf.files WHERE sha256 = ANY (%(sha256s)s) AND {LIVE}
+            )) AS held (sha256)
             """,
             {"ids": ids, "sha256s": sha256s},
         )
-        present = await self._hold(transaction, [row["sha256"] for row in await found.fetchall()])
+        present = {row["sha256"] for row in await held.fetchall()}
         # Read once they are held: what was purged meanwhile is not among them.
         by_id = await self._by(transaction, "id", ids)
         by_sha256 = await self._by(transaction, "sha256", sha256s)

@@ -168,11 +168,9 @@ class Jobs:
                     CASE WHEN w.recipe IS NULL THEN 'queued' ELSE 'succeeded' END,
                     CASE WHEN w.recipe IS NOT NULL THEN now() END
                 FROM wanted w
-                RETURNING id, tenant_id, sha256, recipe, attempt, created_at
+                RETURNING id, tenant_id, attempt, recipe
             ),
-            answered AS (
-                SELECT id, tenant_id, sha256, recipe, attempt, created_at FROM added WHERE recipe IS NOT NULL
-            ),
+            answered AS (SELECT id, tenant_id, attempt FROM added WHERE recipe IS NOT NULL),
             answers AS ({ADD_ANSWERS})
             SELECT count(recipe)::int AS answered FROM wanted
             """,

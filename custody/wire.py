@@ -194,12 +194,15 @@ class EngineReference(Wire):
 
 class Timings(Wire):
     """Milliseconds. `queue`: from submission to the claim; `read`: file to memory; `decode`: memory to pixels;
-    `infer`: pixels to boxes, scaling and suppression included."""
+    `infer`: pixels to boxes, scaling and suppression included. `commit`: what the worker's write before this
+    one took, from its slot's answer until the database had it safe, the first being its registration: no result holds
+    how long its own took, which a trace tells. None: stored by a release that did not tell."""
 
     queue: float
     read: float
     decode: float
     infer: float
+    commit: float | None = None
 
 
 class InputError(Wire):

@@ -1,4 +1,4 @@
-"""One slot seen from its parent: a child process that answers one picture at a time, until it ends or is killed."""
+"""One slot seen from its parent: a child process that answers about pictures, until it ends or is killed."""
 
 import asyncio
 import ctypes
@@ -8,12 +8,21 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from typing import Self, cast
 
 import structlog
 
 from custody.errors import StartError
-from inference_worker.lines import MAX_LINE_BYTES, Ready, Refused, read_answer, write_work
+from inference_worker.lines import (
+    MAX_LINE_BYTES,
+    Ready,
+    Refused,
+    read_answer,
+    read_numbered,
+    write_numbered,
+    write_work,
+)
 from inference_worker.outcomes import Outcome, Retry, Work
 
 log = structlog.get_logger()
@@ -30,7 +39,7 @@ STOP_SECONDS = 5.0
 PR_SET_DUMPABLE = 4
 """Of Linux's <sys/prctl.h>."""
 
-OURS = ("WHARF_", "PG")
+OURS = ("WHARF_", "PG", "OTEL_")
 """Beginnings of the names of what this process alone is told: its logins are among it."""
 
 
@@ -58,6 +67,9 @@ class Child:
         self._given_up = False
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._lines_to_log = LOGGED_LINES
+        self._numbers = count()
+        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._hearing: asyncio.Task[None] | None = None
         self._listening = asyncio.create_task(self._listen(cast(asyncio.StreamReader, process.stderr)))
 
     @classmethod
@@ -82,6 +94,7 @@ class Child:
         except BaseException:
             await child.kill()
             raise
+        child._hearing = asyncio.create_task(child._hear())
         log.info("slot_ready", pid=process.pid)
         return child
 
@@ -90,11 +103,12 @@ class Child:
         return self._process.returncode is None and not self._given_up
 
     async def ask(self, work: Work, limit_seconds: float) -> Outcome:
-        """Never raises for what happens to the process; it is no longer `alive` then."""
+        """Up to `ready.at_once` may be asked at a time: one that kills the process, or hangs, takes the others along.
+        Never raises for what happens to the process; it is no longer `alive` then."""
         self._lines_to_log = LOGGED_LINES
         try:
             async with asyncio.timeout(limit_seconds):
-                line = await self._exchange(write_work(work))
+                line = await self._exchange(work)
         except TimeoutError:
             await self.kill()
             log.warning("slot_killed", pid=self._process.pid, task=str(work.task), limit_seconds=limit_seconds)
@@ -112,13 +126,13 @@ class Child:
         return Retry("worker_crashed", f"The process working on the picture {self._ending()}.")
 
     async def stop(self) -> None:
-        """Lets it finish its picture for up to `STOP_SECONDS`."""
-        self._requests.close()
+        """Lets it finish its pictures for up to `STOP_SECONDS`."""
         await self.kill(after_seconds=STOP_SECONDS)
 
     async def kill(self, after_seconds: float = 0.0) -> None:
-        """Waits for its end for `after_seconds`, then forces it."""
+        """Asks it nothing more and waits for its end for `after_seconds`, then forces it."""
         self._given_up = True
+        self._requests.close()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), after_seconds)
         with suppress(ProcessLookupError):
@@ -127,6 +141,8 @@ class Child:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
             await asyncio.wait_for(self._listening, STOP_SECONDS)
+            # To the end, or its pipe would stay open.
+            await asyncio.wait_for(self._hearing or self._answers.read(), STOP_SECONDS)
 
     async def _first_answer(self) -> Ready:
         line = await self._answers.readline()
@@ -144,14 +160,36 @@ class Child:
                 raise StartError(reason)
         raise self._start_error("gave an answer before it was ready")
 
-    async def _exchange(self, request: bytes) -> bytes:
+    async def _exchange(self, work: Work) -> bytes:
         """The answer's line; empty where the process has gone."""
+        number = next(self._numbers)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
         try:
-            self._requests.write(request)
-            await self._requests.drain()
-            return await self._answers.readline()
-        except (BrokenPipeError, ConnectionResetError):
-            return b""
+            if not self.alive:
+                return b""
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._requests.write(write_numbered(number, write_work(work)))
+                await self._requests.drain()
+            return await answer
+        finally:
+            del self._asked[number]
+
+    async def _hear(self) -> None:
+        """Hands each answer to who asked, until the process goes or says what is no answer."""
+        try:
+            while line := await self._answers.readline():
+                number, answer = read_numbered(line)
+                if (asked := self._asked.get(number)) and not asked.done():
+                    asked.set_result(answer)
+        except ValueError as error:
+            log.warning("slot_garbled", pid=self._process.pid, reason=str(error))
+            with suppress(ProcessLookupError):
+                self._process.kill()
+        self._given_up = True
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_result(b"")
 
     async def _listen(self, errors: asyncio.StreamReader) -> None:
         """Passes on what libraries print, up to a limit, and keeps the last of it."""

@@ -23,6 +23,7 @@ from custody.models import ModelFiles, Registration
 from custody.notices import POOLS_CHANGED, Notices
 from custody.process import end_within, release, run
 from custody.reconcile import Reconciler
+from custody.spans import tracing
 from custody.tasks import Ended, Tasks
 from custody.transport import Transport
 from custody.transport.amqp import AmqpTransport
@@ -67,6 +68,7 @@ async def serve(settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end)
     async with AsyncExitStack() as stack:
+        traced = stack.enter_context(tracing("worker", instance=settings.instance, release=release()))
         database = await stack.enter_async_context(
             Database(
                 settings.database_url.get_secret_value(),
@@ -98,6 +100,10 @@ async def serve(settings: WorkerSettings) -> None:
             read_patience_seconds=settings.read_retry_seconds,
             time_limit_seconds=settings.task_seconds,
             start_limit_seconds=settings.start_seconds,
+            max_batch=settings.max_batch,
+            max_delay_ms=settings.max_delay_ms,
+            compiled=settings.compiled_folder,
+            compiled_bytes=settings.compiled_bytes,
         )
         stack.push_async_callback(slots.close)
         ready = await slots.start()
@@ -105,6 +111,7 @@ async def serve(settings: WorkerSettings) -> None:
         computes = Computation(
             files.digest, f"{PIPELINE_VERSION} {settings.engine} {ready.engine_version} {settings.precision}"
         )
+        began = time.perf_counter()
         async with database.transaction() as transaction:
             model = await models.register(
                 transaction,
@@ -112,6 +119,7 @@ async def serve(settings: WorkerSettings) -> None:
                     files, found.task, found.classes, found.input_width, found.input_height, computes.pipeline
                 ),
             )
+        registered_ms = round((time.perf_counter() - began) * 1000, 3)
         tasks = Tasks(lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts, computes=computes)
         jobs = Jobs()
         reconciler = Reconciler(database, tasks, jobs, notices, every_seconds=settings.reconcile_seconds)
@@ -163,7 +171,7 @@ async def serve(settings: WorkerSettings) -> None:
                     tasks,
                     pool=model.name,
                     worker=settings.instance,
-                    prefetch=count * (1 + settings.prefetch),
+                    prefetch=slots.places * (1 + settings.prefetch),
                     follow=follow,
                     rejected=lambda reason: metrics.rejected.labels(reason).inc(),
                 )
@@ -185,10 +193,12 @@ async def serve(settings: WorkerSettings) -> None:
             model=model,
             engine=EngineReference(name=settings.engine, version=ready.engine_version),
             verified_share=settings.verified_share,
-            slots=count,
+            slots=slots.places,
             prefetch=settings.prefetch,
             drain_seconds=settings.drain_seconds,
             metrics=metrics,
+            commit_ms=registered_ms,
+            tracing=traced,
         )
         await consumer.run(stop)
         for task in loops:

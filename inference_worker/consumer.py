@@ -2,8 +2,9 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import structlog
@@ -12,6 +13,7 @@ from custody.database import Database, Transaction
 from custody.errors import CustodyError
 from custody.jobs import Jobs
 from custody.notices import Notices, job_ended, tasks_queued
+from custody.spans import Stage, Tracing
 from custody.tasks import Claim, Success, Tasks
 from custody.transport import Delivery, Transport
 from custody.wire import EngineReference, ModelReference, Priority, Timings
@@ -30,12 +32,17 @@ TWINS = 500
 @dataclass(eq=False)
 class Held:
     """A task in this worker's hands. `working`: it has begun; before that it can be given back unharmed. `in_slot`: its
-    picture is being looked at; after that its end is being written, until `has_ended`."""
+    picture is being looked at; after that its end is being written, until `has_ended`. Times in nanoseconds since 1970.
+    """
 
     delivery: Delivery
     priority: Priority
     working: asyncio.Task[None] | None = None
     in_slot: bool = False
+    received_ns: int = field(default_factory=time.time_ns)
+    answered_ns: int = 0
+    stored_ns: int = 0
+    state: str = "void"
     has_ended: bool = False
 
     @property
@@ -49,7 +56,9 @@ class Consumer:
     0 to 1, whose bytes are compared with their SHA-256 first.
 
     Interactive tasks are received however many batch ones are held, and begin before them: such a task waits for the
-    one that runs in each slot at most. A task that a worker died of, perhaps, runs while nothing else is held."""
+    one that runs in each slot at most. A task that a worker died of, perhaps, runs while nothing else is held.
+
+    `commit_ms`: what this worker's last write took, which the next result tells of itself."""
 
     def __init__(
         self,
@@ -68,6 +77,8 @@ class Consumer:
         prefetch: int,
         drain_seconds: float,
         metrics: WorkerMetrics,
+        commit_ms: float | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._database = database
         self._transport = transport
@@ -83,6 +94,8 @@ class Consumer:
         self._capacity = slots * (1 + prefetch)
         self._drain_seconds = drain_seconds
         self._metrics = metrics
+        self._commit_ms = commit_ms
+        self._tracing = tracing
         self._held: dict[UUID, Held] = {}
         self._stopping = False
         self._room_made = {priority: asyncio.Event() for priority in Priority}
@@ -183,6 +196,7 @@ class Consumer:
                     "file_corrupt",
                     f"The bytes on the volume are {claim.fault}. Upload the file again, then submit it again.",
                 )
+            held.answered_ns = time.time_ns()
             # The next picture does not wait until this one's result is written.
             held.in_slot = False
             self._begin()
@@ -193,7 +207,10 @@ class Consumer:
                 log.exception("end_not_written")
                 refusal = Failed("inference_failed", f"The result cannot be stored ({type(error).__name__}).")
                 await self._until_database_answers(lambda: self._end(held, work, refusal))
+                outcome = refusal
             await self._transport.settle(held.delivery)
+            if self._tracing:
+                self._tell(self._tracing, held, outcome)
         finally:
             held.in_slot = False
             self._forget(held)
@@ -220,8 +237,13 @@ class Consumer:
         async with self._database.statements() as statements:
             state, success = await self._write_end(statements, claim, work, outcome)
         held.has_ended = True
+        held.state, held.stored_ns = state, time.time_ns()
+        self._commit_ms = round((held.stored_ns - held.answered_ns) / 1e6, 3)
+        self._metrics.observe_commit(self._model.name, self._commit_ms)
         self._metrics.tasks.labels(self._model.name, state).inc()
-        log.info("task_ended", state=state, attempt=claim.attempt, code=getattr(outcome, "code", None))
+        log.info(
+            "task_ended", state=state, attempt=claim.attempt, code=None if isinstance(outcome, Done) else outcome.code
+        )
         if state == "queued" or (claim.recipe is not None and state != "succeeded"):
             # Whoever hands it out again, or its twins, learns when it is due.
             for priority in Priority:
@@ -252,14 +274,52 @@ class Consumer:
                     if await self._jobs.finish(statements, job_id):
                         self._notices.tell(job_ended(job_id))
 
+    def _tell(self, tracing: Tracing, held: Held, outcome: Outcome) -> None:
+        """The task as a span of the trace that its job belongs to, its work within."""
+        claim, pool = held.claim, self._model.name
+        span = tracing.begin(f"process {pool}", "consumer", parent=claim.traceparent, at_ns=held.received_ns)
+        stages = [Stage("commit", held.answered_ns, held.stored_ns)]
+        if isinstance(outcome, Done):
+            # A slot's times follow one another, and its answer follows them: they are laid before it.
+            ended_ns = held.answered_ns
+            for name, milliseconds in (
+                ("infer", outcome.infer_ms),
+                ("decode", outcome.decode_ms),
+                ("read", outcome.read_ms),
+            ):
+                began_ns = ended_ns - round(milliseconds * 1e6)
+                stages.insert(0, Stage(name, began_ns, ended_ns))
+                ended_ns = began_ns
+        span.end(
+            at_ns=time.time_ns(),
+            attributes={
+                "messaging.operation.name": "process",
+                "messaging.operation.type": "process",
+                "messaging.destination.name": pool,
+                "messaging.message.id": str(claim.task_id),
+                "wharf.job_id": str(claim.job_id),
+                "wharf.attempt": claim.attempt,
+                "wharf.state": held.state,
+                "wharf.queue_ms": claim.queue_ms,
+            },
+            error=None if isinstance(outcome, Done) else outcome.code,
+            stages=stages,
+        )
+
     async def _write_end(
         self, transaction: Transaction, claim: Claim, work: Work, outcome: Outcome
     ) -> tuple[str, Success | None]:
         """The task's state now, `void` where the claim was no longer ours and nothing was written."""
         if not isinstance(outcome, Done):
             return await self._write_other_end(transaction, claim, work, outcome), None
-        timings = Timings(queue=claim.queue_ms, read=outcome.read_ms, decode=outcome.decode_ms, infer=outcome.infer_ms)
-        self._metrics.observe(self._model.name, timings)
+        timings = Timings(
+            queue=claim.queue_ms,
+            read=outcome.read_ms,
+            decode=outcome.decode_ms,
+            infer=outcome.infer_ms,
+            commit=self._commit_ms,
+        )
+        self._metrics.observe(self._model.name, timings, outcome.batch_size)
         written = await self._tasks.succeed(
             transaction,
             claim,
@@ -289,8 +349,8 @@ class Consumer:
                 log.error("file_corrupt", sha256=work.sha256)
                 if not await self._tasks.report_corrupt(transaction, claim):
                     # An upload has put new bytes in place meanwhile.
-                    return await self._try_again(transaction, claim, "file_corrupt", detail)
-                written = await self._tasks.refuse(transaction, claim, code="file_corrupt", detail=detail)
+                    return await self._try_again(transaction, claim, outcome.code, detail)
+                written = await self._tasks.refuse(transaction, claim, code=outcome.code, detail=detail)
                 return "unprocessable" if written else "void"
             case Retry(code, detail):
                 return await self._try_again(transaction, claim, code, detail)

@@ -1,4 +1,5 @@
-"""The lines that a slot and its parent exchange: a request down, an answer up. An answer is its kind, a space, JSON."""
+"""The lines that a slot and its parent exchange: requests down, answers up, in any order. An answer is its kind, a
+space, JSON. Before a request, and before the answer to it, stand its number and a space."""
 
 from dataclasses import dataclass
 
@@ -13,10 +14,12 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Ready:
-    """The first line of a slot: its model is loaded and warm. `engine_version`: None where the engine has none."""
+    """The first line of a slot: its model is loaded and warm. `engine_version`: None where the engine has none.
+    `at_once`: pictures that it takes before the first of them is answered."""
 
     model: ModelDescription
     engine_version: str | None
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,18 @@ _WORK = TypeAdapter(Work)
 _ANSWERS: dict[bytes, TypeAdapter[Answer]] = {
     kind.__name__.encode(): TypeAdapter(kind) for kind in (Ready, Refused, Done, Failed, Unprocessable, Corrupt, Retry)
 }
+
+
+def write_numbered(number: int, line: bytes) -> bytes:
+    return b"%d %s" % (number, line)
+
+
+def read_numbered(line: bytes) -> tuple[int, bytes]:
+    """The number, and the line after it. Raises `ValueError` where there is none."""
+    number, _, rest = line.partition(b" ")
+    if not number.isdigit():
+        raise ValueError(f"not an answer: {line[:80]!r}")
+    return int(number), rest
 
 
 def write_work(work: Work) -> bytes:

@@ -1,6 +1,7 @@
 """What a slot is asked to do, and the ways it ends."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 from uuid import UUID
 
 from custody.wire import Detection, Parameters
@@ -27,7 +28,8 @@ class Work:
 @dataclass(frozen=True)
 class Done:
     """`width` and `height`: the whole picture in pixels, EXIF orientation applied, as the boxes count them.
-    `read_ms`, `decode_ms`, `infer_ms`: the timings of `custody.wire.Timings`."""
+    `read_ms`, `decode_ms`, `infer_ms`: the timings of `custody.wire.Timings`; the wait for a batch is a part of the
+    last. `batch_size`: pictures that were looked at together."""
 
     detections: list[Detection]
     width: int
@@ -35,6 +37,7 @@ class Done:
     read_ms: float
     decode_ms: float
     infer_ms: float
+    batch_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Unprocessable:
 class Corrupt:
     """The bytes on the volume are not those that were taken into custody, whoever looks at them."""
 
+    code: ClassVar[str] = "file_corrupt"
     detail: str
 
 

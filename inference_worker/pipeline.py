@@ -2,6 +2,7 @@
 
 import errno
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,7 +22,8 @@ DAMAGED = "The bytes on the volume are not those that were uploaded. Upload the 
 class Pipeline:
     """`read_patience_seconds`: for how long a file that is missing or stale is asked for again. NFS keeps what it knows
     of a folder for up to 60 seconds, so it has to be longer than that. `max_pixels`: see `decode`. `exact`: JPEGs are
-    decoded whole, however small the engine's input is."""
+    decoded whole, however small the engine's input is. `batch_size`: of the batch that this thread's last picture was
+    in. Several threads may run it at once where the engine allows that."""
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class Pipeline:
         max_pixels: int,
         exact: bool = False,
         read_patience_seconds: float = 70.0,
+        batch_size: Callable[[], int] = lambda: 1,
     ) -> None:
         self._root = volume_root
         self._engine = engine
@@ -39,6 +42,7 @@ class Pipeline:
         self._fit = None if exact or model.task == "classify" else (model.input_width, model.input_height)
         self._max_pixels = max_pixels
         self._patience = read_patience_seconds
+        self._batch_size = batch_size
 
     def run(self, work: Work) -> Outcome:
         """Never raises for what a picture or the volume can cause."""
@@ -71,6 +75,7 @@ class Pipeline:
             read_ms=_milliseconds(started, read),
             decode_ms=_milliseconds(read, decoded),
             infer_ms=_milliseconds(decoded, time.perf_counter()),
+            batch_size=self._batch_size(),
         )
 
     def _verified(self, work: Work) -> bytes | None:

@@ -1,8 +1,9 @@
 """The settings of a worker process."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from custody.settings import ProcessSettings, QueueSettings, TaskSettings, VolumeSettings
 from inference_worker.slots import START_SECONDS
@@ -18,8 +19,27 @@ class WorkerSettings(VolumeSettings, QueueSettings, TaskSettings, ProcessSetting
     precision: Literal["auto", "f32"] = Field(
         default="auto", description="`auto`: the fastest the device offers (bf16 on AMX); `f32`: exact"
     )
+    compiled_folder: Path | None = Field(
+        default=None,
+        description="Folder of this worker's user alone, which keeps compiled models from one start to the next. If "
+        "unset or empty, each start compiles",
+        examples=["/var/cache/wharfinger"],
+    )
+    compiled_bytes: int = Field(default=512 << 20, gt=0, description="Most that is kept there")
     slots: int = Field(default=0, ge=0, description="Pictures at once, a process each; 0: as many as CPUs are granted")
-    prefetch: int = Field(default=1, ge=0, description="Tasks claimed ahead of each slot")
+    max_batch: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Most pictures that a slot looks at together, where the engine gains by it (ultralytics on CUDA)",
+    )
+    max_delay_ms: float = Field(
+        default=2.0,
+        ge=0,
+        description="Longest that a free device waits for a picture that is being decoded, to take it along; never "
+        "longer than that saves",
+    )
+    prefetch: int = Field(default=1, ge=0, description="Tasks claimed ahead of each picture that is looked at")
     start_seconds: float = Field(
         default=START_SECONDS, gt=0, description="Longest that a slot may take to load the model and warm up"
     )
@@ -44,6 +64,11 @@ class WorkerSettings(VolumeSettings, QueueSettings, TaskSettings, ProcessSetting
     )
     health_port: int = Field(default=9091, ge=0, description="/livez, /readyz, /metrics; 0: none")
     health_host: str = Field(default="127.0.0.1", description="Address of the health port")
+
+    @field_validator("compiled_folder", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     @property
     def verified_share(self) -> float:

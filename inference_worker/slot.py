@@ -1,4 +1,4 @@
-"""A slot: the child process that holds one engine and looks at one picture at a time.
+"""A slot: the child process that holds one engine and looks at one picture at a time, or at one batch.
 
 `inference_worker.slots` starts it as `python -m inference_worker.slot`. It reads requests from what was its standard
 input, answers on what was its standard output (see `inference_worker.lines`), and ends when its input ends. Whatever
@@ -10,8 +10,15 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+if TYPE_CHECKING:
+    from inference_worker.engines import BatchEngine
+    from inference_worker.outcomes import Work
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's <sys/prctl.h>."""
@@ -24,14 +31,25 @@ def main() -> None:
     # Imported once the channel is safe: native libraries may print as they load.
     import cv2
 
+    from inference_worker.batcher import Batcher
+    from inference_worker.batching import BatchPolicy
     from inference_worker.engines import EngineError, load_engine
-    from inference_worker.lines import Ready, Refused, read_work, write_answer
+    from inference_worker.engines.compiled import CompiledCache
+    from inference_worker.lines import Ready, Refused, read_numbered, read_work, write_answer, write_numbered
     from inference_worker.pipeline import Pipeline
 
     arguments = _arguments()
     cv2.setNumThreads(arguments.threads)
+    batcher = None
     try:
-        engine = load_engine(arguments.engine)(arguments.model, arguments.threads, arguments.precision)
+        kind = load_engine(arguments.engine)
+        more = {}
+        if arguments.compiled and getattr(kind, "keeps_compiled", False):
+            more["compiled"] = CompiledCache(arguments.compiled, arguments.compiled_bytes)
+        engine = kind(arguments.model, arguments.threads, arguments.precision, **more)
+        if arguments.max_batch > 1 and getattr(engine, "gains_from_batches", False):
+            policy = BatchPolicy(arguments.max_batch, arguments.max_delay_ms / 1000)
+            engine = batcher = Batcher(cast("BatchEngine", engine), policy)
         engine.warm_up()
     except EngineError as error:
         answers.write(write_answer(Refused(str(error))))
@@ -42,11 +60,27 @@ def main() -> None:
         max_pixels=arguments.max_pixels,
         exact=arguments.precision == "f32",
         read_patience_seconds=arguments.read_patience_seconds,
+        batch_size=(lambda: batcher.batch_size) if batcher else (lambda: 1),
     )
+    writing = threading.Lock()
+
+    def answer(number: int, work: "Work") -> None:
+        with batcher.expected() if batcher else nullcontext():
+            outcome = pipeline.run(work)
+        with writing:
+            answers.write(write_numbered(number, write_answer(outcome)))
+
+    at_once = batcher.at_once if batcher else 1
     # An engine of somebody else's may have been written before results told it.
-    answers.write(write_answer(Ready(engine.description, getattr(engine, "version", None))))
-    for request in requests:
-        answers.write(write_answer(pipeline.run(read_work(request))))
+    answers.write(write_answer(Ready(engine.description, getattr(engine, "version", None), at_once)))
+    with ThreadPoolExecutor(at_once, "picture") as threads:
+        for request in requests:
+            number, line = read_numbered(request)
+            work = read_work(line)
+            if batcher:
+                threads.submit(answer, number, work)
+            else:
+                answer(number, work)
 
 
 def _obey_only_the_parent() -> None:
@@ -76,6 +110,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--volume", required=True, type=Path)
     parser.add_argument("--threads", required=True, type=int)
     parser.add_argument("--precision", required=True)
+    parser.add_argument("--compiled", type=Path)
+    parser.add_argument("--compiled-bytes", default=0, type=int)
+    parser.add_argument("--max-batch", default=1, type=int)
+    parser.add_argument("--max-delay-ms", default=0.0, type=float)
     parser.add_argument("--max-pixels", required=True, type=int)
     parser.add_argument("--read-patience-seconds", required=True, type=float)
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""The slots of a worker: starts them, hands each one picture at a time, and replaces those that die."""
+"""The slots of a worker: starts them, hands each as many pictures as it takes at once, and replaces those that die."""
 
 import asyncio
 import sys
@@ -21,7 +21,9 @@ LONGEST_PAUSE_SECONDS = 30.0
 
 class Slots:
     """`count` child processes with one engine each. `threads`: of each engine. `time_limit_seconds`: for one picture,
-    the wait for a stale file (up to `read_patience_seconds`) included. `start_limit_seconds`: to load and warm."""
+    the wait for a stale file (up to `read_patience_seconds`) included. `start_limit_seconds`: to load and warm.
+    `max_batch`, `max_delay_ms`: for engines that gain from batches, see `BatchPolicy`. `compiled`: the folder that
+    keeps what engines compile, up to `compiled_bytes`; None keeps nothing."""
 
     def __init__(
         self,
@@ -36,12 +38,19 @@ class Slots:
         read_patience_seconds: float,
         time_limit_seconds: float,
         start_limit_seconds: float = START_SECONDS,
+        max_batch: int = 1,
+        max_delay_ms: float = 0.0,
+        compiled: Path | None = None,
+        compiled_bytes: int = 0,
     ) -> None:
         # -P: the folder that the worker was started in is no place to import from.
         self._command = [sys.executable, "-P", "-m", "inference_worker.slot", "--engine", engine]
         self._command += ["--model", str(model_path), "--volume", str(volume_root), "--threads", str(threads)]
         self._command += ["--precision", precision, "--max-pixels", str(max_pixels)]
         self._command += ["--read-patience-seconds", str(read_patience_seconds)]
+        self._command += ["--max-batch", str(max_batch), "--max-delay-ms", str(max_delay_ms)]
+        if compiled is not None:
+            self._command += ["--compiled", str(compiled), "--compiled-bytes", str(compiled_bytes)]
         self._count = count
         self._time_limit_seconds = time_limit_seconds
         self._start_limit_seconds = start_limit_seconds
@@ -55,6 +64,11 @@ class Slots:
     def ready_count(self) -> int:
         """Slots that hold a warm engine now, busy or free."""
         return sum(child.alive for child in self._children)
+
+    @property
+    def places(self) -> int:
+        """Pictures that all slots together take at once, once they are started."""
+        return sum(child.ready.at_once for child in self._children)
 
     async def start(self) -> Ready:
         """What a slot says, once every one is warm. Raises `StartError`, with the engine's reason or the last lines of
@@ -84,12 +98,14 @@ class Slots:
         await asyncio.gather(*self._working)
 
     async def _add_all(self) -> Ready:
-        # The first one alone: a model that cannot be loaded is told once.
-        first = await self._add()
-        others = await asyncio.gather(*(self._add() for _ in range(self._count - 1)), return_exceptions=True)
-        for error in (other for other in others if isinstance(other, BaseException)):
-            raise error
-        return first.ready
+        """All at once. A model that cannot be loaded is told once: by the first that finds it out."""
+        starting = [asyncio.create_task(self._add()) for _ in range(self._count)]
+        try:
+            return (await asyncio.gather(*starting))[0].ready
+        finally:
+            for start in starting:
+                start.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
 
     async def _use(self, child: Child, work: Work) -> Outcome:
         outcome = await child.ask(work, self._time_limit_seconds)
@@ -100,6 +116,8 @@ class Slots:
         return outcome
 
     def _replace(self, dead: Child) -> None:
+        if dead not in self._children:
+            return
         self._children.discard(dead)
         if not self._closed:
             replacing = asyncio.create_task(self._keep_trying())
@@ -121,5 +139,6 @@ class Slots:
     async def _add(self) -> Child:
         child = await Child.start(self._command, self._start_limit_seconds)
         self._children.add(child)
-        self._free.put_nowait(child)
+        for _ in range(child.ready.at_once):
+            self._free.put_nowait(child)
         return child

@@ -260,6 +260,26 @@ END;
 
 ALTER FUNCTION wharf.blobs_quarantined(most integer) OWNER TO wharf_owner;
 
+CREATE FUNCTION wharf.copy_answer() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO ''
+    AS $$
+BEGIN
+    SELECT c.model, c.model_version, c.model_digest, c.engine, c.engine_version, c.verified, c.detections,
+        c.timings || jsonb_build_object('queue', round(extract(epoch FROM now() - t.created_at) * 1000, 3))
+    INTO NEW.model, NEW.model_version, NEW.model_digest, NEW.engine, NEW.engine_version, NEW.verified, NEW.detections,
+        NEW.timings
+    FROM wharf.tasks t JOIN wharf.cached_results c USING (sha256, tenant_id, recipe)
+    WHERE t.id = NEW.task_id AND t.tenant_id = NEW.tenant_id AND t.state = 'succeeded';
+    IF NOT FOUND THEN
+        RAISE serialization_failure USING MESSAGE = 'the answer has just been taken out of the cache';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+ALTER FUNCTION wharf.copy_answer() OWNER TO wharf_owner;
+
 CREATE FUNCTION wharf.current_tenant() RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
     RETURN (NULLIF(current_setting('wharf.tenant'::text, true), ''::text))::uuid;
@@ -1042,6 +1062,8 @@ CREATE INDEX tasks_waiting ON wharf.tasks USING btree (sha256, tenant_id, recipe
 
 CREATE INDEX verify_runs_unfinished ON wharf.verify_runs USING btree (id) WHERE (stopped IS NULL);
 
+CREATE TRIGGER copy_answer BEFORE INSERT ON wharf.results FOR EACH ROW WHEN (new.cached) EXECUTE FUNCTION wharf.copy_answer();
+
 CREATE TRIGGER dispatch_twins AFTER UPDATE OF state ON wharf.tasks FOR EACH ROW WHEN (((old.state = 'running'::text) AND (new.state <> ALL (ARRAY['running'::text, 'succeeded'::text])) AND (old.recipe_attempt = old.attempt))) EXECUTE FUNCTION wharf.dispatch_twins();
 
 CREATE TRIGGER forget_answers AFTER UPDATE OF state ON wharf.blobs FOR EACH ROW WHEN (((old.state <> new.state) AND (('quarantined'::text = old.state) OR ('quarantined'::text = new.state)))) EXECUTE FUNCTION wharf.forget_answers();
@@ -1095,7 +1117,7 @@ CREATE POLICY api_adds ON wharf.audit FOR INSERT TO wharf_api WITH CHECK ((tenan
 
 CREATE POLICY api_adds ON wharf.audit_objects FOR INSERT TO wharf_api WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
-CREATE POLICY api_adds ON wharf.results FOR INSERT TO wharf_api WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
+CREATE POLICY api_answers ON wharf.results FOR INSERT TO wharf_api WITH CHECK ((tenant_id = ( SELECT wharf.current_tenant() AS current_tenant)));
 
 ALTER TABLE wharf.api_keys ENABLE ROW LEVEL SECURITY;
 
@@ -1352,6 +1374,8 @@ GRANT ALL ON FUNCTION wharf.blob_present(wanted_sha256 bytea) TO wharf_api;
 REVOKE ALL ON FUNCTION wharf.blobs_quarantined(most integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION wharf.blobs_quarantined(most integer) TO wharf_api;
 
+REVOKE ALL ON FUNCTION wharf.copy_answer() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION wharf.dispatch_twins() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION wharf.forget_answers() FROM PUBLIC;
@@ -1417,12 +1441,18 @@ GRANT ALL ON FUNCTION wharf.take_blob(wanted_sha256 bytea, wanted_size bigint) T
 REVOKE ALL ON FUNCTION wharf.tasks_of_picture(of_tenant uuid, wanted_sha256 bytea) FROM PUBLIC;
 
 GRANT SELECT ON TABLE wharf.cached_results TO wharf_api;
-GRANT SELECT,INSERT ON TABLE wharf.cached_results TO wharf_worker;
+GRANT INSERT ON TABLE wharf.cached_results TO wharf_worker;
 GRANT DELETE ON TABLE wharf.cached_results TO wharf_cleanup;
 
+GRANT SELECT(sha256) ON TABLE wharf.cached_results TO wharf_worker;
 GRANT SELECT(sha256) ON TABLE wharf.cached_results TO wharf_cleanup;
 
+GRANT SELECT(tenant_id) ON TABLE wharf.cached_results TO wharf_worker;
 GRANT SELECT(tenant_id) ON TABLE wharf.cached_results TO wharf_cleanup;
+
+GRANT SELECT(recipe) ON TABLE wharf.cached_results TO wharf_worker;
+
+GRANT SELECT(model) ON TABLE wharf.cached_results TO wharf_worker;
 
 GRANT SELECT(created_at) ON TABLE wharf.cached_results TO wharf_cleanup;
 
@@ -1492,11 +1522,18 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.relays TO wharf_relay;
 GRANT SELECT,INSERT,DELETE ON TABLE wharf.released TO wharf_relay;
 GRANT SELECT,INSERT,DELETE ON TABLE wharf.released TO wharf_worker;
 
-GRANT SELECT,INSERT ON TABLE wharf.results TO wharf_api;
+GRANT SELECT ON TABLE wharf.results TO wharf_api;
 GRANT INSERT ON TABLE wharf.results TO wharf_worker;
 GRANT DELETE ON TABLE wharf.results TO wharf_cleanup;
 
 GRANT SELECT(task_id) ON TABLE wharf.results TO wharf_cleanup;
+GRANT INSERT(task_id) ON TABLE wharf.results TO wharf_api;
+
+GRANT INSERT(tenant_id) ON TABLE wharf.results TO wharf_api;
+
+GRANT INSERT(attempt) ON TABLE wharf.results TO wharf_api;
+
+GRANT INSERT(cached) ON TABLE wharf.results TO wharf_api;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE wharf.verify_runs TO wharf_cleanup;
 

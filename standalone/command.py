@@ -144,7 +144,8 @@ class OneMachine:
         # A fleet's RabbitMQ is none of its, there being no relay here; nor is another server, or the owner's login.
         others = ("WHARF_AMQP_", "WHARF_DIRECT_DATABASE_URL")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-        return {"WHARF_HEALTH_PORT": "0", **inherited, **own}
+        compiled = str(self._data / "compiled")
+        return {"WHARF_HEALTH_PORT": "0", "WHARF_COMPILED_FOLDER": compiled, **inherited, **own}
 
     def _program(self, name: str, environment: dict[str, str], *options: str, ready: str | None = None) -> Program:
         return Program(

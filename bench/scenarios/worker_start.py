@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
 
 from bench.fleet import Fleet, fleet
 from bench.jobs import WAIT, upload
@@ -22,17 +23,24 @@ from bench.scenario import Scenario
 def _open(folder: Path, size: int) -> Iterator[Contest]:
     model, photo = model_and_photo()
     files = written(islice(distinct(photo), 1), folder / "pictures")
-    with fleet("embedded", folder / "embedded", model, {"WHARF_SLOTS": str(ENGINES)}) as started:
-        contenders = [Contender("worker", partial(_start_worker, started, photo, size))]
+    compiled = folder / "compiled"
+    settings = {"WHARF_SLOTS": str(ENGINES), "WHARF_COMPILED_FOLDER": str(compiled)}
+    with fleet("embedded", folder / "embedded", model, settings) as started:
+        contenders = [
+            Contender("warm", partial(_start_worker, started, photo, size, lambda: None)),
+            Contender("cold", partial(_start_worker, started, photo, size, partial(rmtree, compiled))),
+        ]
         yield Contest(contenders, Contender("bare engine", partial(_start_bare_engine, model, files, size)))
 
 
-def _start_worker(fleet: Fleet, photo: bytes, starts: int) -> Window:
+def _start_worker(fleet: Fleet, photo: bytes, starts: int, prepare: Callable[[], None]) -> Window:
+    """`prepare`: once the worker has stopped. Each start leaves the cache warm."""
     [worker] = fleet.workers
     seconds = 0.0
     with fleet.service.client() as client:
         for picture in islice(distinct(photo), starts):
             worker.stop()
+            prepare()
             inputs = upload(fleet, [picture])
             job = client.post("/v1/jobs", json={"inputs": inputs, "cache": False}).raise_for_status().json()
             began = time.perf_counter()
@@ -60,7 +68,7 @@ def _window(seconds: float, starts: int) -> Window:
 
 SCENARIO = Scenario(
     "l",
-    "From a worker's start to its first result; there is no cache of compiled models yet, so that every start is cold",
+    "From a worker's start to its first result, with the cache of compiled models warm and cold",
     "starts",
     size=3,
     open=_open,

@@ -20,6 +20,7 @@ from custody.jobs import Jobs
 from custody.notices import Notices
 from custody.process import END_SECONDS, end_within, release, run
 from custody.reconcile import Reconciler
+from custody.spans import tracing
 from custody.tasks import Tasks
 from custody.transport.connection import Amqp, Login
 
@@ -44,6 +45,7 @@ async def serve(settings: RelaySettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, end)
     name = f"wharf relay {settings.instance}"
     async with AsyncExitStack() as stack:
+        traced = stack.enter_context(tracing("relay", instance=settings.instance, release=release()))
         database = await stack.enter_async_context(
             Database(
                 settings.database_url.get_secret_value(),
@@ -67,6 +69,7 @@ async def serve(settings: RelaySettings) -> None:
             window=Window(settings.window, settings.batch),
             metrics=metrics,
             name=name,
+            tracing=traced,
         )
 
         def faults() -> str:

@@ -2,12 +2,15 @@
 
 import asyncio
 import secrets
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from custody.messages import CONTENT_TYPE, TYPE, encode
 from custody.releases import Released
+from custody.spans import Tracing
 from custody.transport.connection import Channel, Connection
 
 
@@ -16,7 +19,9 @@ class Batch:
     """Messages that were published together. Once `answered`, each task is in one of the three lists, or the channel
     closed before the server said a word of it."""
 
+    queue: str
     tasks: Sequence[Released]
+    published_ns: int
     confirmed: list[Released] = field(default_factory=list)
     returned: list[Released] = field(default_factory=list)
     nacked: list[Released] = field(default_factory=list)
@@ -29,18 +34,20 @@ class Batch:
 
 
 class Publisher:
-    """One channel on which the server confirms every message. `open` makes one."""
+    """One channel on which the server confirms every message. `open` makes one. With `tracing`, the messages of a job
+    that were published together are a span of the trace that the job belongs to."""
 
-    def __init__(self, channel: Channel, connection: Connection) -> None:
+    def __init__(self, channel: Channel, connection: Connection, tracing: Tracing | None) -> None:
         self._channel = channel
         self._connection = connection
+        self._tracing = tracing
         self._number = 0
         self._unanswered: dict[int, tuple[Batch, Released]] = {}
         self._returned: set[str | None] = set()
 
     @classmethod
-    async def open(cls, connection: Connection) -> "Publisher":
-        publisher = cls(await connection.channel(), connection)
+    async def open(cls, connection: Connection, tracing: Tracing | None = None) -> "Publisher":
+        publisher = cls(await connection.channel(), connection, tracing)
         await publisher._channel.confirm(publisher._settled, publisher._returned.add)
         return publisher
 
@@ -51,7 +58,7 @@ class Publisher:
         """Returns once they are on their way; waits before while the server takes no messages. Raises `QueueError`."""
         if self._connection.is_blocked:
             await self._connection.until_unblocked()
-        batch = Batch(tasks)
+        batch = Batch(queue, tasks, time.time_ns())
         new_trace = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
         for task in tasks:
             self._number += 1
@@ -85,3 +92,24 @@ class Publisher:
                 (batch.confirmed if taken else batch.nacked).append(task)
             if batch.answers == len(batch.tasks):
                 batch.answered.set()
+                if self._tracing:
+                    _tell(self._tracing, batch)
+
+
+def _tell(tracing: Tracing, batch: Batch) -> None:
+    refused = {task.task_id for task in (*batch.returned, *batch.nacked)}
+    jobs = Counter((task.traceparent, task.task_id in refused) for task in batch.tasks if task.traceparent)
+    now = time.time_ns()
+    for (traceparent, is_refused), messages in jobs.items():
+        span = tracing.begin(f"send {batch.queue}", "producer", parent=traceparent, at_ns=batch.published_ns)
+        span.end(
+            at_ns=now,
+            attributes={
+                "messaging.system": "rabbitmq",
+                "messaging.operation.name": "send",
+                "messaging.operation.type": "send",
+                "messaging.destination.name": batch.queue,
+                "messaging.batch.message_count": messages,
+            },
+            error="refused" if is_refused else None,
+        )

@@ -14,6 +14,7 @@ from custody.database import Database
 from custody.errors import CustodyError
 from custody.instance import PoolLocks
 from custody.notices import POOLS_CHANGED, Notices
+from custody.spans import Tracing
 from custody.transport import topology
 from custody.transport.connection import ChannelFailedError, Connection, reasons
 from custody.wire import Priority
@@ -34,13 +35,14 @@ class Relay:
     window: Window
     metrics: RelayMetrics
     name: str
+    tracing: Tracing | None = None
     faults: dict[str, str] = field(default_factory=dict)
     """By queue: why it is not filled now."""
 
     async def run(self, connection: Connection) -> None:
         """Releases tasks of every pool that no other relay looks after, and takes the dead letters. Ends only by an
         error: `QueueError`, or `CustodyError` where the session that holds the pools is gone."""
-        publisher = await Publisher.open(connection)
+        publisher = await Publisher.open(connection, self.tracing)
         async with PoolLocks(self.locks_url, name=self.name) as locks, asyncio.TaskGroup() as group:
             group.create_task(connection.until_lost())
             group.create_task(publisher.until_closed())

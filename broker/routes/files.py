@@ -16,6 +16,7 @@ from broker.answers import answer, no_such, parse_id
 from broker.media import MEDIA_TYPES
 from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
+from broker.stages import stage
 from custody import erasure, idempotency
 from custody.audit import Action
 from custody.database import Transaction
@@ -103,7 +104,7 @@ async def upload(
         kept_for = body.fields_of(received, UploadFields).expires_in or expires_in
         digests = [upload.staged.sha256 for upload in received.uploads]
         wanted = idempotency.fingerprint("POST /v1/files", _asked(expires_in=kept_for), digests)
-        async with service.database.transaction(tenant) as transaction:
+        async with stage("commit"), service.database.transaction(tenant) as transaction:
             if replay := await idempotency.begin(transaction, tenant, idempotency_key, wanted):
                 files = await _again(service, transaction, replay.resource)
                 await service.audit.record(
@@ -180,7 +181,7 @@ async def add_known(
     tenant, request_id = principal.tenant_id, request.scope["request_id"]
     fields = {"filename": filename, **_asked(expires_in=expires_in)}
     wanted = idempotency.fingerprint("POST /v1/files/sha256", fields, [_digest(sha256)])
-    async with service.database.transaction(tenant) as transaction:
+    async with stage("commit"), service.database.transaction(tenant) as transaction:
         if replay := await idempotency.begin(transaction, tenant, idempotency_key, wanted):
             [file] = await _again(service, transaction, replay.resource)
             await service.audit.record(

@@ -12,7 +12,8 @@ from broker.access import Reader, Writer
 from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
-from broker.submission import ACCEPTED, admit, announce, answer_job, known
+from broker.stages import stage
+from broker.submission import ACCEPTED, admit, announce, answer_job, known, known_job
 from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import idempotency
 from custody.audit import Action
@@ -93,7 +94,11 @@ async def predict(
             wish = body.fields_of(received, PredictFields)
             digests = [upload.staged.sha256 for upload in received.uploads]
             wanted = idempotency.fingerprint("POST /v1/predict", wish.model_dump(mode="json"), digests)
-            async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+            async with (
+                stage("commit"),
+                service.backlog.admission() as admission,
+                service.database.transaction(tenant) as transaction,
+            ):
                 replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
                 if not replay:
                     model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
@@ -124,6 +129,7 @@ async def predict(
                         names=[model],
                         details=known(submitted),
                     )
+                    job = await known_job(service, transaction, submitted, len(kept.files))
                 else:
                     await service.audit.record(
                         transaction,
@@ -136,8 +142,8 @@ async def predict(
         if replay:
             return await answer_job(request, service, tenant, replay.resource[0])
         service.metrics.count(kept)
-        all_known = announce(service, submitted, model, wish.priority, len(kept.files))
-        return await answer_job(request, service, tenant, job_id, None if all_known else told)
+        announce(service, submitted, model, wish.priority, len(kept.files))
+        return await answer_job(request, service, tenant, job_id, told, job)
 
 
 @router.post(
@@ -159,7 +165,11 @@ async def submit(
     wanted = idempotency.fingerprint("POST /v1/jobs", wish.model_dump(mode="json"), [])
     job_id = new_id()
     with service.notices.subscribe(job_ended(job_id)) as told:
-        async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+        async with (
+            stage("commit"),
+            service.backlog.admission() as admission,
+            service.database.transaction(tenant) as transaction,
+        ):
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
             if not replay:
                 model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
@@ -188,6 +198,7 @@ async def submit(
                     names=[model],
                     details=known(submitted),
                 )
+                job = await known_job(service, transaction, submitted, len(files))
             else:
                 await service.audit.record(
                     transaction,
@@ -199,8 +210,8 @@ async def submit(
                 )
         if replay:
             return await answer_job(request, service, tenant, replay.resource[0])
-        all_known = announce(service, submitted, model, priority, len(wish.inputs))
-        return await answer_job(request, service, tenant, job_id, None if all_known else told)
+        announce(service, submitted, model, priority, len(wish.inputs))
+        return await answer_job(request, service, tenant, job_id, told, job)
 
 
 @router.get(

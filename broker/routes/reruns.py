@@ -12,6 +12,7 @@ from broker.answers import answer, no_such, parse_id
 from broker.backlog import Admission
 from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
+from broker.stages import stage
 from broker.submission import ACCEPTED, admit, announce, answer_job
 from custody import idempotency, reruns
 from custody.audit import Action
@@ -61,7 +62,11 @@ async def rerun(
     tenant = principal.tenant_id
     repeated = parse_id(job_id, "job")
     wanted = idempotency.fingerprint("POST /v1/jobs/{id}/rerun", {"job": str(repeated), "only": only}, [])
-    async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+    async with (
+        stage("commit"),
+        service.backlog.admission() as admission,
+        service.database.transaction(tenant) as transaction,
+    ):
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
         if not replay:
             original = await _original(transaction, repeated, only_failed=only is not None)
@@ -150,7 +155,11 @@ async def _retry_batch(
 async def _retry(request: Request, service: Service, principal: Principal, walk: Walk, match: Match) -> UUID:
     """The job that reruns this one's failed inputs, made now or by another try of the same walk."""
     tenant = match.tenant_id
-    async with service.backlog.admission() as admission, service.database.transaction(tenant) as transaction:
+    async with (
+        stage("commit"),
+        service.backlog.admission() as admission,
+        service.database.transaction(tenant) as transaction,
+    ):
         if known := await reruns.newest_rerun(transaction, match.job):
             return known
         original = await _original(transaction, match.job, only_failed=True)

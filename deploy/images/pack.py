@@ -36,6 +36,18 @@ UNUSED: dict[str, Sequence[str]] = {
         "propcache",
         "yarl",
     ),
+    # Spans in OTLP are told without Google's own messages, and with the names for OpenTelemetry's own parts alone.
+    "telemetry": (
+        "google/api",
+        "google/cloud",
+        "google/gapic",
+        "google/logging",
+        "google/longrunning",
+        "google/rpc",
+        "google/type",
+        "opentelemetry/semconv/_incubating/attributes/[!_o]*.py",
+        "opentelemetry/semconv/_incubating/metrics/[!_o]*.py",
+    ),
     # OpenVINO asks each plugin and front end that is there, and goes on without the others. A worker of this kind runs
     # on the CPU, from ONNX and from OpenVINO's own format.
     "openvino-cpu": (

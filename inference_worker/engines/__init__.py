@@ -1,10 +1,11 @@
 """Engines turn pixels into detections. The protocol they share, and how one is found by its name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from custody.wire import Detection, Parameters
 
@@ -35,7 +36,9 @@ class ModelDescription:
 
 class Engine(Protocol):
     """One model, loaded. One engine is one process, one thread that calls it and one inference at a time: it need not
-    be thread-safe, and several pictures at once take several processes. A picture may crash it."""
+    be thread-safe, and several pictures at once take several processes. A picture may crash it.
+
+    A class with a true `keeps_compiled` is given one argument more, `compiled`: a `CompiledCache`, or None."""
 
     def __init__(self, model_path: Path, threads: int, precision: str) -> None:
         """`threads`: CPU threads for one inference; `precision`: `auto` (what is fastest here) or `f32`.
@@ -54,6 +57,25 @@ class Engine(Protocol):
     def infer(self, picture: "Picture", parameters: Parameters) -> list[Detection]:
         """Detections, the most confident first, in pixels of the original picture: `picture.width` by
         `picture.height`, whatever the size of its pixels."""
+
+
+class BatchEngine(Engine, Protocol):
+    """An engine that looks at several pictures in one inference. What is about one of them alone is done by the thread
+    that asks about it, while the device has others."""
+
+    @property
+    def gains_from_batches(self) -> bool:
+        """Whether two pictures together take less than one after the other, with this model on this device."""
+
+    def prepare(self, picture: "Picture") -> Any:
+        """What the device is given of a picture. Any thread calls it, several at once."""
+
+    def infer_batch(self, prepared: Sequence[Any], parameters: Sequence[Parameters]) -> list[Any]:
+        """What the device says of each, in their order. Raises `MemoryError` where it has no room for so many, and
+        anything where one of them cannot be looked at: none has an answer then."""
+
+    def detections(self, prepared: Any, answer: Any) -> list[Detection]:
+        """With `prepare` and `infer_batch`, what `infer` says of the picture. Any thread calls it, several at once."""
 
 
 def load_engine(name: str) -> type[Engine]:

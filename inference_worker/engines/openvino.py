@@ -1,5 +1,9 @@
 """The OpenVINO engine: YOLO detection networks on the CPU, from .onnx or OpenVINO IR (.xml with its .bin)."""
 
+import json
+import sys
+from hashlib import file_digest, sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,14 @@ from openvino.preprocess import PrePostProcessor
 from custody.wire import Detection, Parameters
 from inference_worker.decode import Picture
 from inference_worker.engines import EngineError, ModelDescription
+from inference_worker.engines.compiled import CompiledCache
 from inference_worker.engines.metadata import Metadata, read_metadata
 from inference_worker.engines.yolo import Head, Letterbox, UnknownHeadError, choose_head, to_detections
 
 DEFAULT_SIDE = 640
 """Side of the input where neither the model's shape nor its metadata tells it."""
+
+DEVICE = "CPU"
 
 PRECISIONS = {"auto": {}, "f32": {"INFERENCE_PRECISION_HINT": "f32"}}
 
@@ -26,7 +33,9 @@ class OpenVINOEngine:
 
     version = ov.__version__.partition("-")[0]
 
-    def __init__(self, model_path: Path, threads: int, precision: str) -> None:
+    keeps_compiled = True
+
+    def __init__(self, model_path: Path, threads: int, precision: str, compiled: CompiledCache | None = None) -> None:
         if precision not in PRECISIONS:
             raise EngineError(f"The precision {precision} is unknown to the openvino engine. Use one of: auto, f32.")
         core = ov.Core()
@@ -41,7 +50,13 @@ class OpenVINOEngine:
         self._head = _head(network, metadata, model_path)
         self._description = ModelDescription("detect", metadata.classes or _numbers(network), width, height)
         self._canvas = np.zeros((1, height, width, 3), dtype=np.uint8)
-        self._request = _compile(core, _with_byte_input(network), threads, precision).create_infer_request()
+        network = _with_byte_input(network)
+        settings = _settings(threads, precision)
+        if compiled is None:
+            ready = core.compile_model(network, DEVICE, settings)
+        else:
+            ready = _compile_once(core, network, settings, compiled, _key(core, model_path, network, settings))
+        self._request = ready.create_infer_request()
         self._request.set_input_tensor(ov.Tensor(self._canvas, shared_memory=True))
 
     @property
@@ -152,8 +167,8 @@ def _with_byte_input(network: ov.Model) -> ov.Model:
     return steps.build()
 
 
-def _compile(core: ov.Core, network: ov.Model, threads: int, precision: str) -> ov.CompiledModel:
-    settings: dict[str, Any] = {
+def _settings(threads: int, precision: str) -> dict[str, Any]:
+    return {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": threads,
@@ -161,7 +176,45 @@ def _compile(core: ov.Core, network: ov.Model, threads: int, precision: str) -> 
         "ENABLE_CPU_PINNING": False,
         **PRECISIONS[precision],
     }
-    return core.compile_model(network, "CPU", settings)
+
+
+def _compile_once(
+    core: ov.Core, network: ov.Model, settings: dict[str, Any], cache: CompiledCache, key: str
+) -> ov.CompiledModel:
+    kept = cache.find(key)
+    if kept is not None:
+        try:
+            return core.import_model(kept, DEVICE, settings)
+        except RuntimeError as error:
+            sys.stderr.write(f"OpenVINO does not take what was compiled before: {_gist(error)}\n")
+    ready = core.compile_model(network, DEVICE, settings)
+    cache.keep(key, ready.export_model().getvalue())
+    return ready
+
+
+def _key(core: ov.Core, model_path: Path, network: ov.Model, settings: dict[str, Any]) -> str:
+    """Of all that decides what is compiled: the model, what we make of it, OpenVINO, its settings, and the CPU."""
+    decisive = {
+        "model": [_sha256(part) for part in (model_path, model_path.with_suffix(".bin")) if part.is_file()],
+        "input": str(network.inputs[0].partial_shape),
+        "settings": settings,
+        "releases": [version("wharfinger"), ov.__version__],
+        "device": [str(core.get_property(DEVICE, name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")],
+        "instructions": _instructions(),
+    }
+    return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _instructions() -> list[str]:
+    """What the CPU can, as Linux says it: OpenVINO tells less."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    return [line for line in lines if line.startswith(("flags", "Features"))][:1]
 
 
 def _gist(error: RuntimeError) -> str:

@@ -11,8 +11,9 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,14 @@ LIKELIEST = 5
 """Classes that a classification tells."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """`pixels`: in BGR, letterboxed into the whole of the input; a classifier's as they are."""
+
+    pixels: Pixels
+    letterbox: Letterbox
+
+
 class UltralyticsEngine:
     """See `Engine`. One predictor, which holds a lock while it works: a process of its own is what makes a slot."""
 
@@ -96,7 +105,8 @@ class UltralyticsEngine:
         if task == "detect":
             _check_head(model, height, width, model_path)
         self._description = ModelDescription(task, _classes(model), width, height)
-        self._canvas = np.full((height, width, 3), GREY, dtype=np.uint8)
+        self._gains_from_batches = model.device.type == "cuda" and (model.format == "pt" or _is_dynamic(model))
+        self._blank = Picture(np.full((height, width, 3), GREY, dtype=np.uint8), width, height)
         self._predictor = _predictor(model, task, height, width)
         self._try(model_path)
 
@@ -104,44 +114,59 @@ class UltralyticsEngine:
     def description(self) -> ModelDescription:
         return self._description
 
+    @property
+    def gains_from_batches(self) -> bool:
+        """On CUDA, where the network takes more than one picture. On the CPU a batch takes longer than its pictures."""
+        return self._gains_from_batches
+
     def warm_up(self) -> None:
-        self._look(self._canvas, Parameters())
+        self.infer(self._blank, Parameters())
 
     def infer(self, picture: Picture, parameters: Parameters) -> list[Detection]:
         """`MemoryError` where the device has none left for this picture. A classifier names its likeliest class,
         however unsure it is of it: `parameters` are about boxes."""
+        prepared = self.prepare(picture)
+        [answer] = self.infer_batch([prepared], [parameters])
+        return self.detections(prepared, answer)
+
+    def prepare(self, picture: Picture) -> _Prepared:
+        width, height = self._description.input_width, self._description.input_height
+        letterbox = Letterbox(picture.width, picture.height, width, height)
+        pixels = picture.pixels
+        if self._description.task != "classify":
+            pixels = np.empty((height, width, 3), dtype=np.uint8)
+            letterbox.draw(picture.pixels, pixels)
+        return _Prepared(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR).astype(np.uint8, copy=False), letterbox)
+
+    def infer_batch(self, prepared: Sequence[_Prepared], parameters: Sequence[Parameters]) -> list[Any]:
+        """ultralytics' results, their arrays in NumPy."""
+        self._predictor.each = parameters
+        # Asked for before there are results: how many boxes an end-to-end head gives at most.
+        self._predictor.args.max_det = max(each.max_detections for each in parameters)
+        with _faults_of_the_device():
+            return [each.cpu().numpy() for each in self._predictor([each.pixels for each in prepared])]
+
+    def detections(self, prepared: _Prepared, answer: Any) -> list[Detection]:
+        letterbox = prepared.letterbox
         if self._description.task == "classify":
-            return [self._classified(self._look(picture.pixels, parameters), picture)]
-        letterbox = Letterbox(
-            picture.width, picture.height, self._description.input_width, self._description.input_height
-        )
-        letterbox.draw(picture.pixels, self._canvas)
-        found = self._look(self._canvas, parameters)
-        detections = to_detections(_rows(found), letterbox, self._description.classes)
+            return [self._classified(answer, letterbox)]
+        found = to_detections(_rows(answer), letterbox, self._description.classes)
         return [
             detection.model_copy(update=more)
-            for detection, more in zip(detections, _beside_the_box(found, letterbox), strict=True)
+            for detection, more in zip(found, _beside_the_box(answer, letterbox), strict=True)
         ]
-
-    def _look(self, pixels: Pixels, parameters: Parameters) -> Any:
-        """ultralytics' result for pixels in RGB, its arrays in NumPy."""
-        arguments = self._predictor.args
-        arguments.conf, arguments.iou, arguments.max_det = parameters.conf, parameters.iou, parameters.max_detections
-        with _faults_of_the_device():
-            [found] = self._predictor(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-            return found.cpu().numpy()
 
     def _try(self, model_path: Path) -> None:
         """Whether the network's answer is one that its task has: told at the start, not with the first picture."""
         try:
-            self._look(self._canvas, Parameters(conf=0.001))
+            self.infer(self._blank, Parameters(conf=0.001))
         except Exception as error:
             raise EngineError(
                 f"{model_path} does not answer as a model for the task {self._description.task} does. Export it again. "
                 f"ultralytics says: {_gist(error)}"
             ) from error
 
-    def _classified(self, found: Any, picture: Picture) -> Detection:
+    def _classified(self, found: Any, letterbox: Letterbox) -> Detection:
         scores = found.probs.data
         likeliest = [
             Probability(
@@ -151,7 +176,7 @@ class UltralyticsEngine:
             )
             for each in np.argsort(-scores, kind="stable")[:LIKELIEST].tolist()
         ]
-        box = Box(x1=0, y1=0, x2=picture.width, y2=picture.height)
+        box = Box(x1=0, y1=0, x2=letterbox.picture_width, y2=letterbox.picture_height)
         return Detection(**likeliest[0].model_dump(), box=box, probabilities=likeliest)
 
 
@@ -267,12 +292,45 @@ def _classes(model: Any) -> tuple[str, ...]:
     return () if not _names_classes(model) and len(names) == 999 else tuple(names[each] for each in sorted(names))
 
 
+def _is_dynamic(model: Any) -> bool:
+    return bool(getattr(model, "dynamic", False))
+
+
 def _predictor(model: Any, task: str, height: int, width: int) -> Any:
+    kind: Any = PREDICTORS[task]
+
+    class Predictor(kind):  # type: ignore[misc]
+        """Sorts each picture's boxes by its own parameters, and on its own: ultralytics gives up those that come late,
+        in the batch of one whose boxes take too long."""
+
+        each: Sequence[Parameters]
+
+        def postprocess(self, preds: Any, img: Any, orig_imgs: Any) -> list[Any]:
+            results = []
+            for place, parameters in enumerate(self.each):
+                self.args.conf, self.args.iou = parameters.conf, parameters.iou
+                self.args.max_det = parameters.max_detections
+                one = slice(place, place + 1)
+                results += super().postprocess(_part(preds, one, len(self.each)), img[one], orig_imgs[one])
+            return results
+
     shape = {"imgsz": [height, width], "rect": False, "batch": 1}
-    made = PREDICTORS[task](overrides={"task": task, "mode": "predict", "save": False, "verbose": False, **shape})
+    made = Predictor(overrides={"task": task, "mode": "predict", "save": False, "verbose": False, **shape})
     # What its setup_model does, for a model that is loaded.
     made.model, made.device = model, model.device
     return made
+
+
+def _part(output: Any, one: slice, count: int) -> Any:
+    """Of what a network gives for `count` pictures, however it is nested."""
+    match output:
+        case torch.Tensor():
+            return output[one] if output.ndim and len(output) == count else output
+        case dict():
+            return {name: _part(each, one, count) for name, each in output.items()}
+        case list() | tuple():
+            return type(output)(_part(each, one, count) for each in output)
+    return output
 
 
 def _rows(found: Any) -> NDArray[np.float32]:

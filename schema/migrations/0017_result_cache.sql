@@ -42,20 +42,39 @@ CREATE POLICY api_own ON wharf.cached_results FOR SELECT TO wharf_api
 CREATE POLICY worker_all ON wharf.cached_results TO wharf_worker USING (true) WITH CHECK (true);
 CREATE POLICY cleanup_all ON wharf.cached_results TO wharf_cleanup USING (true) WITH CHECK (true);
 GRANT SELECT ON wharf.cached_results TO wharf_api;
-GRANT SELECT, INSERT ON wharf.cached_results TO wharf_worker;
+GRANT SELECT (sha256, tenant_id, recipe, model), INSERT ON wharf.cached_results TO wharf_worker;
 GRANT SELECT (sha256, tenant_id, created_at), DELETE ON wharf.cached_results TO wharf_cleanup;
 GRANT SELECT (ended_at) ON wharf.tasks TO wharf_cleanup;
-
--- The broker answers its own tenant's inputs from it, and the foreign key ties each answer to a task of that tenant.
-CREATE POLICY api_adds ON wharf.results FOR INSERT TO wharf_api
-    WITH CHECK (tenant_id = (SELECT wharf.current_tenant()));
-GRANT INSERT ON wharf.results TO wharf_api;
 
 -- While a task runs, `recipe` is what it is at work on for all who want the same, if `recipe_attempt` is its attempt:
 -- a worker of the release before claims without a word of it. While a task is queued, `recipe` without
 -- `recipe_attempt` is what it waits for.
 ALTER TABLE wharf.tasks ADD COLUMN recipe bytea, ADD COLUMN recipe_attempt integer;
 GRANT UPDATE (recipe, recipe_attempt) ON wharf.tasks TO wharf_worker;
+
+-- Whoever answers a task from the cache says no more than that: what the answer is, it can neither read nor invent. The
+-- cleanup may take an answer away in the same moment; what comes of that may be tried again.
+CREATE FUNCTION wharf.copy_answer() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    SELECT c.model, c.model_version, c.model_digest, c.engine, c.engine_version, c.verified, c.detections,
+        c.timings || jsonb_build_object('queue', round(extract(epoch FROM now() - t.created_at) * 1000, 3))
+    INTO NEW.model, NEW.model_version, NEW.model_digest, NEW.engine, NEW.engine_version, NEW.verified, NEW.detections,
+        NEW.timings
+    FROM wharf.tasks t JOIN wharf.cached_results c USING (sha256, tenant_id, recipe)
+    WHERE t.id = NEW.task_id AND t.tenant_id = NEW.tenant_id AND t.state = 'succeeded';
+    IF NOT FOUND THEN
+        RAISE serialization_failure USING MESSAGE = 'the answer has just been taken out of the cache';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER copy_answer BEFORE INSERT ON wharf.results
+    FOR EACH ROW WHEN (NEW.cached) EXECUTE FUNCTION wharf.copy_answer();
+CREATE POLICY api_answers ON wharf.results FOR INSERT TO wharf_api
+    WITH CHECK (tenant_id = (SELECT wharf.current_tenant()));
+GRANT INSERT (task_id, tenant_id, attempt, cached) ON wharf.results TO wharf_api;
 
 -- A task that others wait for has come to another end than a success, or is queued again: they go on at once.
 -- Whoever ended it, a purge, a cancel, a process of the release before. One of them runs next, so that a hundred are as
@@ -92,7 +111,7 @@ $$;
 CREATE TRIGGER forget_answers AFTER UPDATE OF state ON wharf.blobs
     FOR EACH ROW WHEN (OLD.state <> NEW.state AND 'quarantined' IN (OLD.state, NEW.state))
     EXECUTE FUNCTION wharf.forget_answers();
-REVOKE ALL ON FUNCTION wharf.dispatch_twins, wharf.forget_answers FROM PUBLIC;
+REVOKE ALL ON FUNCTION wharf.copy_answer, wharf.dispatch_twins, wharf.forget_answers FROM PUBLIC;
 
 -- Takes from the transaction's tenant all that it has of these bytes, and writes the receipt `receipt_id`: the files'
 -- rows, whether live, expired or deleted; the results, those in the cache as well; the filenames of its jobs' inputs; and

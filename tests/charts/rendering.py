@@ -83,9 +83,16 @@ VALUES: dict[str, dict[str, Any]] = {
             "monitoring": [{"namespaceSelector": {}}],
             "databasePeers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
             "queuePeers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+            "collectorPeers": [{"namespaceSelector": {}}],
             "extraEgress": [{"ports": [{"port": 15012, "protocol": "TCP"}]}],
         },
         "serviceAccount": {"annotations": {"a": "b"}},
+        "telemetry": {
+            "endpoint": "http://collector.monitoring:4318",
+            "headersSecret": "collector",
+            "sampler": "parentbased_traceidratio",
+            "samplerArgument": "0.01",
+        },
         "monitoring": {
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
             "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},

@@ -339,6 +339,10 @@ def test_policies_let_through_what_is_needed_and_no_more() -> None:
     ]
     allowed = {each.component for each in pods("everything") if selects(to_queue["podSelector"], each.labels)}
     assert allowed == {"relay", "worker"}
+    to_collector = reached("to-collector", "everything")
+    assert to_collector["egress"] == [{"ports": [{"port": 4318, "protocol": "TCP"}], "to": [{"namespaceSelector": {}}]}]
+    allowed = {each.component for each in pods("everything") if selects(to_collector["podSelector"], each.labels)}
+    assert allowed == {"broker", "relay", "worker"}
     clients = reached("broker", "everything")["ingress"][0]["from"]
     assert {"namespaceSelector": {}} in clients
     assert reached("rabbitmq", "evaluation")["ingress"][0]["ports"] == [{"port": 5672, "protocol": "TCP"}]

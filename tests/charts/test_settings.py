@@ -133,3 +133,19 @@ def test_a_pool_may_say_all_that_the_defaults_say() -> None:
     properties = json.loads((CHART / "values.schema.json").read_text())["properties"]
     pool, defaults = properties["pools"]["items"]["properties"], properties["poolDefaults"]["properties"]
     assert {name: schema for name, schema in pool.items() if name != "name"} == defaults
+
+
+def test_what_works_on_pictures_sends_traces_where_the_values_say_so() -> None:
+    for pods in ours("everything"):
+        for container in pods.containers:
+            told = {one["name"]: one for one in container["env"] if one["name"].startswith("OTEL_")}
+            if container["args"][0] not in ("broker", "relay", "worker"):
+                assert told == {}
+                continue
+            assert told["OTEL_EXPORTER_OTLP_ENDPOINT"]["value"] == "http://collector.monitoring:4318"
+            assert told["OTEL_TRACES_SAMPLER"]["value"] == "parentbased_traceidratio"
+            assert told["OTEL_TRACES_SAMPLER_ARG"]["value"] == "0.01"
+            key = {"secretKeyRef": {"name": "collector", "key": "headers"}}
+            assert told["OTEL_EXPORTER_OTLP_HEADERS"]["valueFrom"] == key
+    assert "OTEL_" not in str(objects("external"))
+    assert "to-collector" not in str(objects("external"))

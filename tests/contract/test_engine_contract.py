@@ -14,11 +14,12 @@ from onnx import TensorProto
 from custody.wire import Box, Detection, Parameters
 from inference_worker.decode import Picture, decode
 from inference_worker.engines import Engine, EngineError, ModelDescription, load_engine
+from tests.support.engines import BATCHED_ENGINE
 from tests.support.networks import NAMES, dense_output, end_to_end_output, write_network
 from tests.support.shared import BUS, YOLO11N, ZIDANE, needs_shared
 
 needs_ultralytics = pytest.mark.skipif(not find_spec("ultralytics"), reason="ultralytics is not installed")
-ENGINES = ["openvino", pytest.param("ultralytics", marks=needs_ultralytics)]
+ENGINES = ["openvino", BATCHED_ENGINE, pytest.param("ultralytics", marks=needs_ultralytics)]
 
 # In an input of 96 x 64: a box of class 1 from (8, 16) to (40, 48); weaker, one of class 2 from (60, 8) to (80, 28).
 DENSE = dense_output([(24, 32, 32, 32, 0.1, 0.875, 0.0), (70, 18, 20, 20, 0.0, 0.0, 0.5)], classes=3)
@@ -59,6 +60,7 @@ def ir_with_yaml(folder: Path) -> Path:
 NETWORKS = [dense, end_to_end, half_precision, dynamic, ir, ir_with_yaml]
 LABELLED = [
     *(pytest.param("openvino", network) for network in NETWORKS),
+    *(pytest.param(BATCHED_ENGINE, network) for network in NETWORKS),
     # The labels that an IR carries inside itself ultralytics does not read.
     *(pytest.param("ultralytics", network, marks=needs_ultralytics) for network in NETWORKS if network is not ir),
 ]

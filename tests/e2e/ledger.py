@@ -3,12 +3,13 @@
 import hashlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
 
+from tests.e2e import boxes
 from tests.e2e.service import Service, until
 
 CLIENTS = 4
@@ -31,8 +32,9 @@ class Ledger:
     def promises(self) -> int:
         return len(self.files) + len(self.jobs)
 
-    def check(self, service: Service) -> None:
-        """Every byte is there, every job ends well, nothing was done twice, nothing is left lying about."""
+    def check(self, service: Service, wanted: Sequence[boxes.Seen] | None = None) -> None:
+        """Every byte is there, every job ends well, nothing was done twice, nothing is left lying about. `wanted`: the
+        boxes on every picture, where all have the same."""
         with service.client(self.key) as http:
             for file_id, sha256 in self.files.items():
                 content = http.get(f"/v1/files/{file_id}/content")
@@ -42,6 +44,8 @@ class Ledger:
                 job = http.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=60"}).json()
                 assert (job["state"], job["progress"]["done"]) == ("succeeded", inputs), job
                 assert [result["state"] for result in job["results"]] == ["succeeded"] * inputs
+                for result in job["results"] if wanted is not None else ():
+                    boxes.assert_same(boxes.seen(result), wanted)
         until(lambda: service.staged() == [], "staging is empty")
         [(succeeded, results)] = service.ask(
             "SELECT (SELECT count(*) FROM wharf.tasks WHERE state = 'succeeded'), (SELECT count(*) FROM wharf.results)"

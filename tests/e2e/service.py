@@ -260,7 +260,7 @@ def start_worker(part: Part) -> None:
 
 def clean_environment(more: Mapping[str, str]) -> dict[str, str]:
     """Ours without the WHARF_ settings and proxies of whoever runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHARF_", "XDG_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHARF_", "XDG_", "OTEL_"))}
     return {**kept, **more}
 
 

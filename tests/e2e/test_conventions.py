@@ -39,6 +39,26 @@ def test_a_request_id_that_could_do_harm_is_replaced(http: httpx.Client, given: 
     assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", answer.headers["traceparent"])
 
 
+def timing(answer: httpx.Response) -> dict[str, float]:
+    return {name: float(value) for name, value in re.findall(r"([a-z]+);dur=([\d.]+)", answer.headers["Server-Timing"])}
+
+
+def test_an_answer_tells_where_its_time_went(up: Service, http: httpx.Client, page: bytes) -> None:
+    upload = timing(http.post("/v1/files", files={"file": page}))
+    assert list(upload) == ["authenticate", "receive", "probe", "commit", "total"]
+    answer = http.post("/v1/predict", files={"image": page}, headers={"Prefer": "wait=30"})
+    predict, [result] = timing(answer), answer.json()["results"]
+    stages = ["authenticate", "receive", "probe", "commit", "wait", "answer"]
+    assert list(predict) == [*stages, "queue", "read", "decode", "infer", "total"]
+    assert sum(predict[stage] for stage in stages) <= predict["total"] + 0.6
+    assert predict["infer"] == pytest.approx(result["timings"]["infer"], abs=0.1)
+    assert predict["read"] + predict["decode"] + predict["infer"] <= predict["wait"]
+    assert result["timings"]["commit"] > 0
+    refused = http.post("/v1/files", files={"file": b"no picture"})
+    assert list(timing(refused)) == ["authenticate", "receive", "probe", "total"]
+    assert "Server-Timing" not in httpx.get(f"{up.url}/livez", trust_env=False).headers
+
+
 def test_models_say_what_they_are_and_who_serves_them(http: httpx.Client) -> None:
     [listed] = http.get("/v1/models").json()["items"]
     one = http.get("/v1/models/digits").json()

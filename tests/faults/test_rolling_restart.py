@@ -20,7 +20,7 @@ from tests.e2e.conftest import new_database
 from tests.e2e.ledger import Ledger, clients
 from tests.e2e.service import Installation, Part, Service, free_port, start_worker, until
 from tests.faults.fleet import WORKER
-from tests.support.balancer import Balancer
+from tests.support.balancer import Address, Balancer
 
 LEAVE_SECONDS = 2.0
 PAUSE_SECONDS = 0.3
@@ -40,22 +40,22 @@ def installation(postgres: Postgres) -> Iterator[Installation]:
 def test_brokers_that_are_restarted_one_after_the_other_lose_no_request(installation: Installation) -> None:
     service = installation.migrate()
     settings = {"WHARF_LEAVE_SECONDS": str(LEAVE_SECONDS), "WHARF_DEFAULT_MODEL": "digits"}
-    ports = (free_port(), free_port())
+    places = [("127.0.0.1", free_port()) for _ in range(2)]
     brokers = [
         installation.broker(f"broker-{number}", WHARF_INSTANCE=f"broker-{number}", WHARF_PORT=str(port), **settings)
-        for number, port in enumerate(ports)
+        for number, (_, port) in enumerate(places)
     ]
     worker = installation.worker("worker", **WORKER)
     start_worker(worker)
     page = _dark_page()
-    with Balancer(ports) as balancer:
-        until(lambda: len(balancer.ready) == len(ports), "both are ready")
+    with Balancer(places) as balancer:
+        until(lambda: len(balancer.ready) == len(places), "both are ready")
         service = replace(service, url=f"http://127.0.0.1:{balancer.port}")
         with clients(service, page, PAUSE_SECONDS) as ledger, _uploader(service, ledger, page) as slow:
             until(lambda: ledger.promises > 20, "the load is under way")
-            for broker, port in zip(brokers, ports, strict=True):
+            for broker, place in zip(brokers, places, strict=True):
                 before = ledger.promises
-                _restart(broker, port, balancer)
+                _restart(broker, place, balancer)
                 assert ledger.promises > before
             until(lambda: min(balancer.taken.values()) > 2, "both are used again")
         assert (ledger.refusals, ledger.broken, slow) == (set(), 0, [])
@@ -70,12 +70,12 @@ def _dark_page() -> bytes:
     return picture.getvalue()
 
 
-def _restart(broker: Part, port: int, balancer: Balancer) -> None:
+def _restart(broker: Part, place: Address, balancer: Balancer) -> None:
     """As a rolling update does it: away, and back, before the next one's turn."""
     assert broker.process is not None
     began = time.monotonic()
     broker.process.terminate()
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+    with httpx.Client(base_url="http://{}:{}".format(*place), trust_env=False) as http:
         until(lambda: http.get("/readyz").status_code == 503, "it says that it leaves", seconds=LEAVE_SECONDS)
         answer = http.get("/readyz")
         assert answer.json()["checks"]["broker"] != "ok"
@@ -83,9 +83,9 @@ def _restart(broker: Part, port: int, balancer: Balancer) -> None:
         assert http.get("/livez").status_code == 200
     assert broker.ended(30) == 0
     assert time.monotonic() - began >= LEAVE_SECONDS
-    assert port not in balancer.ready
+    assert place not in balancer.ready
     broker.start()
-    until(lambda: port in balancer.ready, f"{broker.name} is back", seconds=60)
+    until(lambda: place in balancer.ready, f"{broker.name} is back", seconds=60)
 
 
 @contextmanager

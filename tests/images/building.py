@@ -55,6 +55,15 @@ def build(podman: Podman, folder: Path, image: str, tag: str) -> str:
     return f"localhost/wharfinger-{image}:{tag}"
 
 
+def build_stand_in(podman: Podman, image: str) -> None:
+    """Of an official image, with what stand_ins/ says under its name."""
+    folder = Path(__file__).with_name("stand_ins")
+    containerfile = folder / f"Containerfile.{image.partition(':')[0]}"
+    options = ("--pull=never", "--network=host", f"--build-arg=BASE={BASE}", f"--file={containerfile}")
+    print(f"\nBuilding a stand-in of {image}", flush=True)  # noqa: T201
+    podman("build", *options, f"--tag=docker.io/library/{image}", str(folder), seconds=900)
+
+
 def _pip_as_here(folder: Path) -> Iterator[str]:
     """Mounts with which a build's pip is configured as this machine's, and finds the same files at the same places."""
     listed = _run(sys.executable, "-m", "pip", "config", "list")

@@ -3,10 +3,12 @@
 It knows as much of Kubernetes as ours need, and refuses the rest: what it does not know would go untested."""
 
 import base64
+import itertools
 import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,20 +27,29 @@ READY_SECONDS = 60
 JOB_SECONDS = 300
 COMPONENT = "app.kubernetes.io/component"
 BYTES = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+ADDRESSES = [f"127.0.1.{number}" for number in range(1, 33)]
+LISTENING = ("WHARF_HOST", "WHARF_HEALTH_HOST")
+KILLED = "137"
+
+
+class KilledError(AssertionError):
+    """A container was ended by SIGKILL."""
 
 
 @dataclass
 class Pod:
     """`folder`: of its volumes. `container`: podman's id of the one that runs, or ran last. `initializing`: the init
-    container that runs. `logs`: of those that have ended."""
+    container that runs. `logs`: of those that have ended. `killed`: how often one was."""
 
     name: str
+    address: str
     labels: Mapping[str, str]
     spec: Manifest
     folder: Path
     container: str = ""
     initializing: str = ""
     logs: dict[str, str] = field(default_factory=dict)
+    killed: int = 0
 
     @property
     def main(self) -> Manifest:
@@ -48,7 +59,9 @@ class Pod:
 
 class Node:
     """`objects`: of the namespace. `claims`: the folder of each volume, by its claim. `user`: a uid of the project's
-    range, as OpenShift gives one; None: the images' own. `with` takes away every container that is left."""
+    range, as OpenShift gives one; None: the images' own. `addressed`: each pod listens on an address of its own, of
+    this machine's loopback, in place of all; so there can be two of a kind. `with` takes away every container that is
+    left."""
 
     def __init__(
         self,
@@ -58,8 +71,9 @@ class Node:
         *,
         claims: Mapping[str, Path],
         user: str | None,
-        api: KubernetesApi,
-        authority: Path,
+        api: KubernetesApi | None = None,
+        authority: Path | None = None,
+        addressed: bool = False,
     ) -> None:
         self._podman = podman
         self._folder = folder
@@ -68,6 +82,8 @@ class Node:
         self.user = user
         self._api = api
         self._authority = authority
+        self._addressed = addressed
+        self._numbers = itertools.count()
         self._containers: list[str] = []
         self.pods: list[Pod] = []
 
@@ -95,20 +111,36 @@ class Node:
     def start(self, workload: Manifest) -> Pod:
         """Returns once the pod is ready."""
         pod = self._initialized(workload)
-        pod.container = self._begin(pod, pod.main)
-        startup = pod.main["startupProbe"]
-        self._await(pod, "startupProbe", startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3))
-        self._await(pod, "readinessProbe", READY_SECONDS)
+        self._begin_and_await(pod)
         return pod
 
     def finish(self, workload: Manifest) -> Pod:
-        """Returns once the pod has ended, and well."""
-        pod = self._initialized(workload)
-        self._end(pod, pod.main, self._begin(pod, pod.main))
-        return pod
+        """Returns once its pod has ended, and well. One that was killed is followed by another, as often as a Job's
+        backoffLimit says."""
+        failures_left = _spec(workload).get("backoffLimit", 0)
+        while True:
+            try:
+                pod = self._initialized(workload)
+                self._run(pod, pod.main)
+            except KilledError:
+                failures_left -= 1
+                if failures_left < 0:
+                    raise
+            else:
+                return pod
 
     def alive(self, pod: Pod) -> bool:
         return self._probe(pod, "livenessProbe")
+
+    def kill(self, pod: Pod) -> None:
+        """With -9, whatever runs in it. Whoever waits for its end goes on as a kubelet does: see `restart`."""
+        self._podman("kill", "--signal=KILL", pod.container)
+
+    def restart(self, pod: Pod) -> None:
+        """What was killed runs anew, in the same pod, with its volumes as they are. Returns once it is ready."""
+        with suppress(KilledError):
+            self._end(pod, pod.main, pod.container)
+        self._begin_and_await(pod)
 
     def stop(self, pod: Pod) -> float:
         """Seconds until it ended, with status 0 and by itself."""
@@ -129,18 +161,33 @@ class Node:
         pod = self._made(workload)
         for container in pod.spec.get("initContainers", []):
             pod.initializing = container["name"]
-            pod.container = self._begin(pod, container)
-            self._end(pod, container, pod.container)
+            self._run(pod, container)
         pod.initializing = ""
         return pod
 
+    def _run(self, pod: Pod, container: Manifest) -> None:
+        """To its end. What was killed is run anew, unless the pod is one that is never restarted."""
+        while True:
+            pod.container = self._begin(pod, container)
+            try:
+                self._end(pod, container, pod.container)
+            except KilledError:
+                if pod.spec.get("restartPolicy") == "Never":
+                    raise
+            else:
+                return
+
+    def _begin_and_await(self, pod: Pod) -> None:
+        pod.container = self._begin(pod, pod.main)
+        startup = pod.main["startupProbe"]
+        self._await(pod, "startupProbe", startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3))
+        self._await(pod, "readinessProbe", READY_SECONDS)
+
     def _made(self, workload: Manifest) -> Pod:
-        kind, spec = workload["kind"], workload.get("spec", {})
-        if kind == "CronJob":
-            spec = spec["jobTemplate"]["spec"]
-        template = workload if kind == "Pod" else spec["template"]
-        name = workload["metadata"]["name"] + f"-{len(self.pods)}" * (kind != "Pod")
-        pod = Pod(name, template["metadata"]["labels"], template["spec"], self._folder / name)
+        kind, number = workload["kind"], next(self._numbers)
+        template = workload if kind == "Pod" else _spec(workload)["template"]
+        name = workload["metadata"]["name"] + f"-{number}" * (kind != "Pod")
+        pod = Pod(name, ADDRESSES[number], template["metadata"]["labels"], template["spec"], self._folder / name)
         pod.folder.mkdir()
         self.pods.append(pod)
         return pod
@@ -165,7 +212,11 @@ class Node:
         status = self._podman("wait", identity, seconds=JOB_SECONDS).strip()
         log = pod.logs[container["name"]] = self._podman.log(identity)
         self._remove(identity)
-        assert status == "0", f"{container['name']} of {pod.name} ended with {status}:\n{log}"
+        ended = f"{container['name']} of {pod.name} ended with {status}:\n{log}"
+        if status == KILLED:
+            pod.killed += 1
+            raise KilledError(ended)
+        assert status == "0", ended
 
     def _remove(self, identity: str) -> None:
         self._podman("rm", "--force", "--time", "0", identity)
@@ -194,6 +245,7 @@ class Node:
     def _environment(self, pod: Pod, container: Manifest) -> dict[str, str]:
         found: dict[str, str] = {}
         if self._has_token(pod):
+            assert self._api
             address = urlsplit(self._api.url)
             found |= {"KUBERNETES_SERVICE_HOST": str(address.hostname), "KUBERNETES_SERVICE_PORT": str(address.port)}
         for source in container.get("envFrom", []):
@@ -213,7 +265,7 @@ class Node:
                     found[entry["name"]] = pod.name
                 case _:
                     raise ValueError(f"{entry['name']}: no value is made from {kind}")
-        return found
+        return found | (dict.fromkeys(LISTENING, pod.address) if self._addressed else {})
 
     def _mounts(self, pod: Pod, container: Manifest) -> Iterator[str]:
         volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
@@ -225,6 +277,7 @@ class Node:
                 assert place.exists(), f"{container['name']} of {pod.name}: {mount['subPath']} is not on the volume"
             yield f"{place}:{mount['mountPath']}" + ("" if writable and not mount.get("readOnly") else ":ro")
         if self._has_token(pod):
+            assert self._authority
             place = pod.folder / "token"
             content = {"token": TOKEN.encode(), "ca.crt": self._authority.read_bytes(), "namespace": NAMESPACE.encode()}
             _write(place, content)
@@ -278,11 +331,17 @@ class Node:
         [port] = [port["containerPort"] for port in pod.main["ports"] if port["name"] == wanted["port"]]
         try:
             answer = httpx.get(
-                f"http://127.0.0.1:{port}{wanted['path']}", trust_env=False, timeout=probe.get("timeoutSeconds", 1)
+                f"http://{pod.address}:{port}{wanted['path']}", trust_env=False, timeout=probe.get("timeoutSeconds", 1)
             )
         except httpx.TransportError:
             return False
         return 200 <= answer.status_code < 400
+
+
+def _spec(workload: Manifest) -> Manifest:
+    """A CronJob's is that of its Jobs."""
+    spec = workload.get("spec", {})
+    return dict(spec["jobTemplate"]["spec"] if workload["kind"] == "CronJob" else spec)
 
 
 def _expanded(text: str, environment: Mapping[str, str]) -> str:

@@ -1,37 +1,31 @@
 """The pods of a namespace, from what a user applies: each as a kubelet would start it, probe it and end it."""
 
 import io
-import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import httpx
-import psycopg
 import pytest
 import yaml
 from PIL import Image
-from psycopg.conninfo import conninfo_to_dict
 
 import starter_model
 from contracts.helm import run
-from standalone.postgres import Postgres
 from tests.conftest import ROOT
+from tests.images import rendering
 from tests.images.node import Manifest, Node, Pod
 from tests.images.podman import UID, Podman
 from tests.support import kubernetes_api as fake
 from tests.support.certificates import Certificates
 from tests.support.kubernetes_api import NAMESPACE, KubernetesApi, kubernetes_api
 from tests.support.openshift import process
-from tests.support.proxy import Proxy
-from tests.support.rabbitmq import RabbitMQ
 from tests.support.shared import BUS, YOLO11N
 from wharfinger import Client, Job
 
@@ -59,32 +53,6 @@ class Applied:
 
 
 @pytest.fixture
-def secrets(postgres: Postgres, rabbitmq: RabbitMQ, vhost: str) -> Iterator[list[Manifest]]:
-    """With the URLs of an empty database and of a virtual host."""
-    place = conninfo_to_dict(postgres.url())
-    name = f"images_{time.time_ns()}"
-    # Its socket is its user's alone: a container comes in by TCP.
-    socket = Path(str(place["host"])) / f".s.PGSQL.{place['port']}"
-    with psycopg.connect(postgres.url("postgres", "postgres"), autocommit=True) as connection, Proxy(socket) as proxy:
-        connection.execute(f"CREATE DATABASE {name}")
-        wishes = {
-            "DATABASE_HOST": "127.0.0.1",
-            "DATABASE_PORT": str(proxy.port),
-            "DATABASE_NAME": name,
-            "DATABASE_OPTIONS": "sslmode=disable",
-            "DATABASE_PASSWORD": "any",
-            "QUEUE_SCHEME": "amqp",
-            "QUEUE_HOST": "127.0.0.1",
-            "QUEUE_PORT": str(rabbitmq.port),
-            "QUEUE_VHOST": quote(vhost, safe=""),
-            "QUEUE_USER": rabbitmq.user,
-            "QUEUE_PASSWORD": rabbitmq.password,
-        }
-        yield process(yaml.safe_load((DEPLOY / "openshift" / "secrets.yaml").read_text()), wishes)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
 def model_image(podman: Podman, images: Mapping[str, str], tmp_path: Path) -> str:
     """As deploy/images/README.md says how to make one."""
     context = tmp_path / "image"
@@ -98,22 +66,14 @@ def model_image(podman: Podman, images: Mapping[str, str], tmp_path: Path) -> st
 
 def chart(images: Mapping[str, str], model_image: str, folder: Path) -> Applied:
     """On Kubernetes, where images have their own users. The model is a file on the volume."""
-    repository, tag = images["broker"].rsplit(":", 1)
     values = {
-        "image": {"registry": repository.rpartition("/")[0], "tag": tag},
-        "database": {"existingSecret": "wharfinger-database", "createLogins": True},
-        "queue": {"existingSecret": "wharfinger-queue"},
         # One machine has one port 8000, and no proxy of a Service.
         "broker": {"replicas": 1, "service": {"port": 8000}},
         "relay": {"replicas": 1},
         "pools": [{"name": "things", "model": "/srv/wharf/models/brought/yolo11n.onnx"}],
         "cluster": {"enabled": True},
     }
-    file = folder / "values.json"
-    file.write_text(json.dumps(values))
-    options = ("--namespace", NAMESPACE, "--values", str(file))
-    objects = list(yaml.safe_load_all(run("helm", "template", "wharf", str(ROOT / "charts" / "wharfinger"), *options)))
-    return Applied(objects, "wharf-wharfinger-files", "things", "wharf-wharfinger-admin-key", None)
+    return Applied(rendering.chart(images, folder, values), rendering.CLAIM, "things", rendering.ADMIN_KEY, None)
 
 
 def template(images: Mapping[str, str], model_image: str, folder: Path) -> Applied:

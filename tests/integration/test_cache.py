@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import pytest
-from psycopg.errors import InsufficientPrivilege
+from psycopg.errors import InsufficientPrivilege, NotNullViolation, SerializationFailure
 
 from custody import cleanup, erasure, models
 from custody.cache import Computation
@@ -148,18 +148,57 @@ async def test_a_result_that_came_too_late_is_not_kept(domain, acme):
     assert kept(domain) == 0
 
 
-async def test_a_tenant_sees_and_writes_no_answer_of_another(domain, acme, globex):
+async def test_a_tenant_sees_no_answer_of_another(domain, acme, globex):
     await known(domain, acme, await picture(domain, acme))
-    [task] = domain.rows("SELECT id FROM wharf.tasks")
-    columns = "task_id, tenant_id, attempt, model, model_version, model_digest, detections, timings"
     async with domain.api.transaction(globex) as transaction:
         found = await transaction.execute("SELECT recipe FROM wharf.cached_results")
         assert await found.fetchall() == []
-        with pytest.raises(InsufficientPrivilege):
+
+
+@pytest.mark.parametrize(
+    ("tenant", "columns", "values"),
+    [
+        ("acme", "task_id, tenant_id, attempt, cached, detections", "%(task)s, %(acme)s, 0, true, '[]'"),
+        ("acme", "task_id, tenant_id, attempt, cached", "%(task)s, %(acme)s, 0, false"),
+        ("globex", "task_id, tenant_id, attempt, cached", "%(task)s, %(acme)s, 0, true"),
+    ],
+    ids=["of its own making", "of none", "of another tenant"],
+)
+async def test_a_broker_invents_no_answer(domain, acme, globex, tenant, columns, values):
+    await known(domain, acme, await picture(domain, acme))
+    [task] = domain.rows("SELECT id FROM wharf.tasks")
+    await domain.change("DELETE FROM wharf.results")
+    who = acme if tenant == "acme" else globex
+    async with domain.api.transaction(who) as transaction:
+        with pytest.raises((InsufficientPrivilege, NotNullViolation)):
             await transaction.execute(
-                f"INSERT INTO wharf.results ({columns}) VALUES (%s, %s, 1, 'm', 1, sha256('m'), '[]', '{{}}')",
-                [task["id"], acme],
+                f"INSERT INTO wharf.results ({columns}) VALUES ({values})", {"task": task["id"], "acme": acme}
             )
+
+
+async def test_a_worker_reads_no_answer(domain, acme):
+    await known(domain, acme, await picture(domain, acme))
+    async with domain.worker.transaction() as transaction:
+        with pytest.raises(InsufficientPrivilege):
+            await transaction.execute("SELECT detections FROM wharf.cached_results")
+
+
+async def test_an_answer_that_is_taken_away_in_the_same_moment_may_be_asked_for_again(domain, acme, registered):
+    file = await picture(domain, acme)
+    await known(domain, acme, file)
+    async with domain.api.transaction(acme) as transaction:
+        files = await domain.files.hold(transaction, [JobInput(file=file)])
+        # As if it went after the statement has begun.
+        await domain.change(
+            "CREATE FUNCTION wharf.take_away() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
+            " 'BEGIN DELETE FROM wharf.cached_results; RETURN NEW; END';"
+            "CREATE TRIGGER a_take_away BEFORE INSERT ON wharf.results FOR EACH ROW EXECUTE FUNCTION wharf.take_away()"
+        )
+        with pytest.raises(SerializationFailure):
+            await domain.jobs.submit(
+                transaction, acme, model=POOL, files=files, parameters=Parameters(), priority=Priority.BATCH,
+                metadata={}, cache=True,
+            )  # fmt: skip
 
 
 # At the submit

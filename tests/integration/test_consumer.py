@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -119,11 +120,40 @@ async def test_a_picture_that_is_done_becomes_a_result_and_ends_its_job(domain, 
     assert ended.state is JobState.SUCCEEDED
     [result] = ended.results
     assert (result.model, result.detections, result.attempts) == (MODEL, DETECTIONS, 1)
-    assert result.timings == Timings(queue=result.timings.queue, read=1, decode=2, infer=3)
+    assert result.timings == Timings(queue=result.timings.queue, read=1, decode=2, infer=3, commit=None)
     [work] = seen
     assert (domain.volume.root / work.path).read_bytes() == b"a picture"
     assert (work.media_type, work.orientation, work.parameters) == ("image/png", 1, result.parameters)
     assert worker.counted("succeeded") == 1
+
+
+class SlowTasks(Tasks):
+    """To whom the database answers late."""
+
+    async def succeed(self, *arguments: Any, **named: Any) -> bool:
+        await asyncio.sleep(0.3)
+        return await super().succeed(*arguments, **named)
+
+
+async def test_a_result_tells_how_long_the_write_before_it_took(domain, acme, worker):
+    kept = await domain.keep(acme, b"a picture")
+    job = await domain.submit_on(acme, [kept.files[0].id] * 2)
+
+    async def look(work: Work) -> Outcome:
+        return DONE
+
+    async with worker.running(look, prefetch=0, kind_of_tasks=SlowTasks):
+        ended = await until_ended(domain, acme, job)
+    first, second = (result.timings.commit for result in ended.results)
+    assert first is None
+    assert second >= 300
+    [written] = [
+        sample.value
+        for family in worker.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "wharf_task_stage_seconds_sum" and sample.labels["stage"] == "commit"
+    ]
+    assert written >= 0.6
 
 
 @pytest.mark.parametrize(("share", "verified"), [(0.0, False), (1.0, True)])

@@ -386,10 +386,11 @@ async def hold(domain: Domain, tenant: UUID, wanted: JobInput) -> list[File]:
 
 
 async def submit(domain: Domain, transaction, tenant: UUID, files: list[File]) -> UUID:
-    return await Jobs().submit(
+    submitted = await Jobs().submit(
         transaction, tenant, model="digits", files=files, parameters=Parameters(), priority=Priority.INTERACTIVE,
         metadata={},
     )  # fmt: skip
+    return submitted.job_id
 
 
 async def ended(domain: Domain, transaction, claim) -> bool:

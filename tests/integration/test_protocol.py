@@ -391,7 +391,7 @@ class World:
             for file in named
         ]  # fmt: skip
         async with self.api.transaction(tenant) as transaction:
-            job = await Jobs().submit(
+            submitted = await Jobs().submit(
                 transaction,
                 tenant,
                 model=POOL,
@@ -400,7 +400,7 @@ class World:
                 priority=Priority.INTERACTIVE,
                 metadata={},
             )
-        self.ledger.jobs[job] = tenant
+        self.ledger.jobs[submitted.job_id] = tenant
 
     async def rerun(self, mount: Volume) -> None:
         if not (known := self._job()):

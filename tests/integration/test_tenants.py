@@ -11,18 +11,20 @@ import pytest
 from broker.maintenance.migrate.migration import first_key
 from custody import erasure, idempotency, tenants
 from custody.audit import Action, Audit
+from custody.cache import Computation
 from custody.database import Database
 from custody.errors import CustodyError, StartError
 from custody.ids import new_id
+from custody.tasks import Tasks
 from custody.wire import Role
-from tests.support.domain import Domain
+from tests.support.domain import MODEL, Domain
 
 pytestmark = pytest.mark.postgres
 
 PROCESS_ROLES = ["wharf_api", "wharf_worker", "wharf_relay", "wharf_cleanup"]
 WALLED = [
-    "api_keys", "audit", "audit_objects", "files", "idempotency_keys", "jobs", "purged_files", "purges", "results",
-    "tasks", "tenants",
+    "api_keys", "audit", "audit_objects", "cached_results", "files", "idempotency_keys", "jobs", "purged_files",
+    "purges", "results", "tasks", "tenants",
 ]  # fmt: skip
 SHARED = ["blobs", "cleanup_runs", "installation", "migrations", "models", "pools", "relays", "verify_runs", "workers"]
 """Tables that hold nothing of a tenant."""
@@ -34,6 +36,7 @@ CHANGES = {
     "api_keys": "revoked_at = now()",
     "audit": "action = 'file.read'",
     "audit_objects": "object_id = gen_random_uuid()",
+    "cached_results": "detections = '[]'",
     "files": "deleted_at = now()",
     "idempotency_keys": "status = 500",
     "jobs": "state = 'cancelled', finished_at = now()",
@@ -56,6 +59,11 @@ INSERTS = {
     "audit_objects": """
         INSERT INTO wharf.audit_objects (tenant_id, object_id, receipt_id)
         VALUES (%(tenant)s, gen_random_uuid(), gen_random_uuid())
+    """,
+    "cached_results": """
+        INSERT INTO wharf.cached_results
+            (sha256, tenant_id, recipe, model, model_version, model_digest, detections, timings)
+        VALUES (%(sha256)s, %(tenant)s, sha256('recipe'), 'digits', 1, sha256('model'), '[]', '{}')
     """,
     "files": """
         INSERT INTO wharf.files (id, tenant_id, sha256, size, media_type, width, height)
@@ -130,7 +138,8 @@ def furnished(shared_installation) -> Furnished:
 async def rows_of(domain: Domain, tenant: UUID) -> dict[str, object]:
     """A row of this tenant in every table."""
     file = (await domain.keep(tenant, tenant.bytes)).files[0]
-    job = await domain.submit_on(tenant, [file.id])
+    domain.tasks = Tasks(computes=Computation(bytes.fromhex(MODEL.digest), "1"))
+    job = await domain.submit_on(tenant, [file.id], cache=True)
     [claim] = await domain.claim()
     await domain.end(claim)
     async with domain.api.transaction(tenant) as transaction:
@@ -262,6 +271,8 @@ async def test_the_tenant_of_a_transaction_ends_with_it(domain, acme):
         "SELECT wharf.tasks_of_picture(gen_random_uuid(), sha256('x'))",
         "SELECT wharf.suspect(sha256('x'), '-infinity')",
         "DELETE FROM wharf.results",
+        "INSERT INTO wharf.results (task_id, tenant_id, attempt, detections) VALUES (NULL, NULL, 1, '[]')",
+        "INSERT INTO wharf.cached_results (sha256) VALUES (sha256('x'))",
         "UPDATE wharf.purges SET results = 0",
         "INSERT INTO wharf.pools (name, state) VALUES ('digits', 'paused')",
         "UPDATE wharf.models SET state = 'retired'",
@@ -282,6 +293,8 @@ def test_the_api_may_not(furnished, statement):
         "SELECT key FROM wharf.idempotency_keys",
         "SELECT sha256 FROM wharf.blobs",
         "SELECT detections FROM wharf.results",
+        "SELECT detections FROM wharf.cached_results",
+        "UPDATE wharf.cached_results SET detections = '[]'",
         "UPDATE wharf.results SET detections = '[]'",
         "DELETE FROM wharf.results",
         "UPDATE wharf.tasks SET tenant_id = gen_random_uuid()",

@@ -10,19 +10,25 @@ import resource
 import signal
 import struct
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from custody.wire import Box, Detection, Parameters
+from inference_worker.batcher import Batcher
+from inference_worker.batching import BatchPolicy
 from inference_worker.decode import Picture
 from inference_worker.engines import ModelDescription
 from inference_worker.engines.openvino import OpenVINOEngine
 
 HAZARD_ENGINE = "tests.support.engines:HazardEngine"
 QUICK_ENGINE = "tests.support.engines:QuickEngine"
+BATCHED_ENGINE = "tests.support.engines:BatchedEngine"
+BATCH_ENGINE = "tests.support.engines:FakeDevice"
 FINGERPRINT_ENGINE = "tests.support.engines:FingerprintEngine"
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -113,6 +119,65 @@ def fingerprint(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Detection:
     )
     box = Box(x1=left, y1=top, x2=16 + right, y2=16 + bottom)
     return Detection(class_id=0, label="picture", confidence=1, box=box)
+
+
+class FakeDevice:
+    """The OpenVINO engine as a device of fixed latency that takes batches: 20 ms each, and 1 ms for each picture. A
+    picture that is all green spoils its batch, all cyan has room for itself alone, and all red aborts the process."""
+
+    gains_from_batches = True
+    version = "fake"
+
+    def __init__(self, model_path: Path, threads: int, precision: str) -> None:
+        self._engine = OpenVINOEngine(model_path, threads, precision)
+        self.sizes: list[int] = []
+        """Of all batches, those that came to nothing included."""
+        self.gate = threading.Event()
+        """While it is not set, what the device has begun does not end."""
+        self.gate.set()
+
+    @property
+    def description(self) -> ModelDescription:
+        return self._engine.description
+
+    def warm_up(self) -> None:
+        self._engine.warm_up()
+
+    def infer(self, picture: Picture, parameters: Parameters) -> list[Detection]:
+        [answer] = self.infer_batch([self.prepare(picture)], [parameters])
+        return self.detections(picture, answer)
+
+    def prepare(self, picture: Picture) -> Picture:
+        return picture
+
+    def infer_batch(self, prepared: Sequence[Picture], parameters: Sequence[Parameters]) -> list[list[Detection]]:
+        self.sizes.append(len(prepared))
+        self.gate.wait()
+        time.sleep(0.020 + 0.001 * len(prepared))
+        for picture in prepared:
+            _obey(picture)
+        if len(prepared) > 1 and any(_is(picture, GREEDY) for picture in prepared):
+            raise MemoryError("the device has no room for so many")
+        return [self._engine.infer(picture, each) for picture, each in zip(prepared, parameters, strict=True)]
+
+    def detections(self, prepared: Picture, answer: list[Detection]) -> list[Detection]:
+        return answer
+
+
+class BatchedEngine:
+    """A `Batcher` of the `FakeDevice`, as an engine."""
+
+    def __init__(self, model_path: Path, threads: int, precision: str) -> None:
+        self.device = FakeDevice(model_path, threads, precision)
+        self._batcher = Batcher(self.device, BatchPolicy(8, 0.005))
+        self.description = self._batcher.description
+        self._batcher.warm_up()
+
+    def warm_up(self) -> None:
+        pass
+
+    def infer(self, picture: Picture, parameters: Parameters) -> list[Detection]:
+        return self._batcher.infer(picture, parameters)
 
 
 def _obey(picture: Picture) -> None:

@@ -609,6 +609,17 @@ class TestNouns:
         with pytest.raises(ValueError, match="expires_in"):
             client.jobs.submit([client.upload(b"a")], expires_in=0)
 
+    def test_a_known_answer_can_be_declined(self, client: Client, service: FakeService) -> None:
+        client.predict(b"a", cache=False)
+        assert b'name="cache"\r\n\r\nfalse\r\n' in service.requests[-1].body
+        client.jobs.submit([client.upload(b"a")], cache=False)
+        assert json.loads(service.requests[-1].body)["cache"] is False
+        # What is the default is left out: a service of an older release refuses fields that it does not know.
+        client.predict(b"a")
+        assert b"cache" not in service.requests[-1].body
+        client.jobs.submit([client.upload(b"a")])
+        assert "cache" not in json.loads(service.requests[-1].body)
+
     def test_a_model_is_retired_whole_or_in_one_version(self, client: Client, service: FakeService) -> None:
         assert client.models.retire("yolo11n", 2).versions[0].state == "active"
         assert service.requests[-1].query == {"version": "2"}

@@ -10,8 +10,10 @@ from inference_worker.lines import (
     Ready,
     Refused,
     read_answer,
+    read_numbered,
     read_work,
     write_answer,
+    write_numbered,
     write_work,
 )
 from inference_worker.outcomes import Corrupt, Done, Failed, Retry, Unprocessable, Work
@@ -46,6 +48,13 @@ def test_answer_survives_the_line_as_its_own_kind(answer: Answer) -> None:
     line = write_answer(answer)
     assert line.count(b"\n") == 1
     assert read_answer(line) == answer
+
+
+def test_number_before_a_line_survives_and_a_line_without_one_is_refused() -> None:
+    assert read_numbered(write_numbered(1234567, b"Done {}\n")) == (1234567, b"Done {}\n")
+    for line in (b"\n", b"Done {}\n", b"-1 Done {}\n", b" Done {}\n"):
+        with pytest.raises(ValueError, match="not an answer"):
+            read_numbered(line)
 
 
 def test_most_detections_fit_into_a_line() -> None:

@@ -19,6 +19,7 @@ _HELP = {
     "worker": "Run a worker, as containers do.",
     "cleanup": "Remove what has expired and what nobody refers to.",
     "migrate": "Bring the database's schema up to date.",
+    "plan": "Compute what a load asks for: volume, IOPS, pods, connections.",
     "verify": "Look for damaged or lost bytes on the volume.",
     "models.add": "Register a model file, so that workers can serve it by name.",
     "models.wait": "Wait until a model is registered.",

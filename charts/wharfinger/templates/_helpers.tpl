@@ -266,6 +266,29 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{/* What sends traces is told so */}}
+{{- define "wharfinger.telemetryEnv" -}}
+{{- with .Values.telemetry }}
+{{- if .endpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ .endpoint | quote }}
+{{- with .headersSecret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $.Values.telemetry.headersKey }}
+{{- end }}
+- name: OTEL_TRACES_SAMPLER
+  value: {{ .sampler }}
+{{- with .samplerArgument }}
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* Mounts and volumes of authorities; (list $ with-queue) */}}
 {{- define "wharfinger.mounts" -}}
 {{- $ := index . 0 -}}

@@ -28,7 +28,7 @@ at. No URL is ever told. */}}
 
 {{/* Of a URL: its hosts' ports, with commas between; of anything else none */}}
 {{- define "wharfinger.portsOf" -}}
-{{- $usual := dict "postgres" "5432" "postgresql" "5432" "amqp" "5672" "amqps" "5671" -}}
+{{- $usual := dict "postgres" "5432" "postgresql" "5432" "amqp" "5672" "amqps" "5671" "http" "80" "https" "443" -}}
 {{- $scheme := regexFind "^[a-z]+" . -}}
 {{- if and (hasKey $usual $scheme) (regexMatch "^[a-z]+://" .) -}}
 {{- $authority := regexReplaceAll "^[a-z]+://([^/?]*).*$" . "${1}" | splitList "@" | last -}}
