@@ -127,6 +127,7 @@ def test_what_one_host_was_given_is_there_after_down_and_up_again(host: Host) ->
         assert job.results is not None
         [result] = job.results
         boxes.assert_same(boxes.seen(result.model_dump()), boxes.digits())
+    add_a_model(host, "mine")
     host.compose("down")
     assert host.containers() == {}
     host.up()
@@ -136,4 +137,14 @@ def test_what_one_host_was_given_is_there_after_down_and_up_again(host: Host) ->
         content = io.BytesIO()
         client.files.download(file.id, content)
         assert content.getvalue() == starter_model.PAGE.read_bytes()
-        assert client.predict(starter_model.PAGE, model="digits").state == "succeeded"
+        assert client.predict(starter_model.PAGE, model="mine").state == "succeeded"
+
+
+def add_a_model(host: Host, name: str) -> None:
+    """As deploy/README.md tells to (docker needs no `--profile`). Workers serve it once they are brought up again."""
+    shutil.copyfile(starter_model.MODEL, host.folder / "file.onnx")
+    mount = f"{host.folder}/file.onnx:/model/{name}.onnx:ro"
+    run = ("--profile", "models", "run", "--rm", "--no-deps", "-T")
+    host.compose(*run, "-v", mount, "models", "add", f"/model/{name}.onnx")
+    with (host.folder / ".env").open("a") as file:
+        file.write(f"WHARF_MODEL={name}\n")
