@@ -37,6 +37,9 @@ say."""
 SEE_AS = "SELECT set_config('wharf.tenant', %s, true)"
 """From this statement to its end, the transaction sees what row-level security lets this tenant see."""
 
+BY_INDEX = b"SET enable_seqscan = off"
+PLAN_ONCE = b"SET plan_cache_mode = force_generic_plan"
+
 OLDEST_POSTGRES = 15
 
 NEEDED_MIGRATION = 19
@@ -67,9 +70,9 @@ class Database:
     `schema/roles.sql` that the login must have, and no other of them (None: any); `size`: most connections held;
     `idle_seconds`: after so long without a word inside a transaction, as of a process that was paused or cut off, the
     server ends it and lets go of its locks; `by_index`: no statement reads a whole table. A queue's tables are empty
-    one minute and large the next, and a plan that was made for the empty one is kept; `prepares`: statements are
-    prepared when they come again, which a transaction pooler in between would send to other sessions than their
-    executions."""
+    one minute and large the next, and a plan that was made for the empty one is kept; `plans_once`: none is planned
+    anew for its values, for whoever sends the same few all the time; `prepares`: statements are prepared when they come
+    again, which a transaction pooler in between would send to other sessions than their executions."""
 
     def __init__(
         self,
@@ -80,10 +83,12 @@ class Database:
         size: int = 16,
         idle_seconds: float = 30.0,
         by_index: bool = False,
+        plans_once: bool = False,
         prepares: bool = True,
     ) -> None:
         self._url = url
         self._role = role
+        self._settings = [setting for setting, wanted in ((BY_INDEX, by_index), (PLAN_ONCE, plans_once)) if wanted]
         self._size = size
         self._idle_milliseconds = round(idle_seconds * 1000)
         self._checking: asyncio.Task[None] | None = None
@@ -99,7 +104,7 @@ class Database:
             },
             min_size=1,
             max_size=size,
-            configure=_plan_by_index if by_index else None,
+            configure=self._configure,
             timeout=5,
             open=False,
         )
@@ -162,6 +167,10 @@ class Database:
                 connection.seen_by = None
                 await self._pool.putconn(connection)
 
+    async def _configure(self, connection: Transaction) -> None:
+        for setting in self._settings:
+            await connection.execute(setting)
+
     async def _living(self) -> Connection:
         """A connection that the server has not closed, as far as is known here: after its restart all are."""
         for _ in range(self._size):
@@ -189,10 +198,6 @@ class Database:
                 raise
             return connection
         raise AssertionError("unreachable: the last try returns or raises")
-
-
-async def _plan_by_index(connection: Transaction) -> None:
-    await connection.execute("SET enable_seqscan = off")
 
 
 @contextmanager

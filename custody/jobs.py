@@ -145,9 +145,11 @@ class Jobs:
                     w.width, w.height, w.orientation, known.recipe
                 FROM json_to_recordset(%(tasks)s) AS w (task uuid, input int, id uuid, filename text, sha256 text,
                     size bigint, media_type text, width int, height int, orientation smallint)
+                -- By its key, one by one: as a join, the planner may read all that the tenant's cache has.
                 LEFT JOIN LATERAL (
-                    SELECT c.recipe FROM current JOIN wharf.cached_results c USING (recipe)
+                    SELECT c.recipe FROM wharf.cached_results c
                     WHERE c.sha256 = decode(w.sha256, 'hex') AND c.tenant_id = %(tenant)s
+                      AND c.recipe = (SELECT recipe FROM current) LIMIT 1
                 ) known ON true
             ),
             job AS (

@@ -78,6 +78,7 @@ async def serve(settings: WorkerSettings) -> None:
                 # A worker that is paused inside a transaction keeps its tasks no longer than any other silent one.
                 idle_seconds=settings.lease_seconds,
                 by_index=True,
+                plans_once=True,
                 prepares=not settings.is_pooled,
             )
         )

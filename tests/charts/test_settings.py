@@ -152,7 +152,7 @@ def test_what_works_on_pictures_sends_traces_where_the_values_say_so() -> None:
 
 
 def test_a_worker_keeps_what_it_compiles_in_tmp_which_has_room_for_it_unless_the_pool_says_otherwise() -> None:
-    for given, expected in ({}, "/tmp/compiled"), ({"COMPILED_FOLDER": ""}, ""):
+    for given, expected in ({}, "/tmp/compiled"), ({"COMPILED_FOLDER": "/cache"}, "/cache"):
         pool = {"name": "page", "settings": given}
         made = rendered({"pools": [pool], "database": {"existingSecret": "db"}, "queue": {"existingSecret": "mq"}})
         named = [each for each in made if each["metadata"]["name"].endswith("-worker-page")]

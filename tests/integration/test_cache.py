@@ -334,11 +334,10 @@ async def test_a_success_answers_all_who_wait_and_ends_their_jobs(domain, acme):
     async with domain.worker.statements() as statements:
         success = await domain.tasks.succeed(statements, one, model=MODEL, detections=DETECTIONS, timings=TIMINGS)
     assert success is not None
-    assert success.awaited
+    assert (success.awaited, success.finished) == (True, True)
     # Two were refused, and one was never looked at.
     assert await answer_twins(domain, one, limit=2) == 2
     assert await answer_twins(domain, one, limit=2) == 1
-    assert await domain.finish(one.job_id)
     for job in jobs:
         ended = await domain.get(acme, job)
         assert (ended.state, ended.results[0].detections) == (JobState.SUCCEEDED, DETECTIONS)

@@ -424,7 +424,7 @@ async def test_a_job_that_carries_its_results_has_the_progress_that_they_show(do
 async def test_a_job_of_one_input_ends_with_it_and_a_cancel_that_comes_then_is_too_late(domain, acme):
     ended, cancelled = await domain.submit(acme), await domain.submit(acme)
     claims = {claim.job_id: claim for claim in await domain.claim(2)}
-    assert (await domain.succeed(claims[ended])).finished
+    assert (await domain.success(claims[ended])).finished
     seen = await domain.get(acme, ended)
     assert (seen.state, seen.progress.done, seen.progress.failed) == (JobState.SUCCEEDED, 1, 0)
     assert seen.finished_at is not None
@@ -444,8 +444,8 @@ async def test_a_job_of_one_input_ends_with_it_and_a_cancel_that_comes_then_is_t
 async def test_a_job_of_two_inputs_does_not_end_with_the_first_of_them(domain, acme):
     job = await domain.submit(acme, inputs=2)
     first, last = await domain.claim(2)
-    assert not (await domain.succeed(first)).finished
-    assert not (await domain.succeed(last)).finished
+    assert not (await domain.success(first)).finished
+    assert not (await domain.success(last)).finished
     assert (await domain.get(acme, job)).state is JobState.RUNNING
     assert await domain.finish(job)
 

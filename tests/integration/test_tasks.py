@@ -11,6 +11,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from custody import releases
+from custody.database import Database
 from custody.jobs import Jobs
 from custody.tasks import Tasks
 from custody.wire import Priority
@@ -312,6 +313,23 @@ async def test_what_runs_all_the_time_reads_an_index_and_few_rows(seasoned, role
     assert set(tables) <= {"pools", "released"}, said
     read = sum(_rows_read(node) for node in nodes if node.get("Relation Name") == "tasks")
     assert read <= most_rows, said
+
+
+async def test_a_plan_that_was_made_for_no_values_serves_the_claims_of_every_pool(seasoned):
+    rows = "SELECT (seq_tup_read + idx_tup_fetch)::int AS read FROM pg_stat_xact_user_tables WHERE relname = 'tasks'"
+    url = seasoned.url("wharf_worker")
+    async with Database(url, name="worker", size=1, by_index=True, plans_once=True) as database:
+        before = 0
+        for which in (INTERACTIVE, BATCH, BIRDS):
+            async with database.transaction() as transaction:
+                await Tasks().claim_next(transaction, **which, worker="w", limit=4)
+                [row] = await (await transaction.execute(rows)).fetchall()
+                await transaction.rollback()
+            assert row["read"] - before <= 400
+            before = row["read"]
+        async with database.statements() as statements:
+            [mode] = await (await statements.execute("SHOW plan_cache_mode")).fetchall()
+    assert mode == {"plan_cache_mode": "force_generic_plan"}
 
 
 def _rows_read(node: dict) -> float:

@@ -130,8 +130,11 @@ class Domain:
             claimed = await self.tasks.claim_next(transaction, pool=pool, priority=priority, worker=worker, limit=limit)
         return claimed.claims
 
-    async def succeed(self, claim: Claim) -> Success | None:
-        """Where it is the only task of its job, that has ended too."""
+    async def succeed(self, claim: Claim) -> bool:
+        return bool(await self.success(claim))
+
+    async def success(self, claim: Claim) -> Success | None:
+        """`succeed`, and what it tells."""
         async with self.worker.transaction() as transaction:
             return await self.tasks.succeed(transaction, claim, model=MODEL, detections=DETECTIONS, timings=TIMINGS)
 
@@ -153,7 +156,7 @@ class Domain:
 
     async def end(self, claim: Claim) -> bool:
         """As a worker ends a task: True where this was the end of its job too."""
-        success = await self.succeed(claim)
+        success = await self.success(claim)
         return bool(success and success.finished) or await self.finish(claim.job_id)
 
     async def cancel(self, tenant: UUID, job: UUID) -> bool:
