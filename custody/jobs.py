@@ -62,9 +62,15 @@ READY_WORKERS = f"""
      WHERE w.pool = j.model AND w.seen_at > now() - make_interval(secs => {WORKER_SILENT_SECONDS}))
 """
 
+RESULT = """
+    page.input, page.input_state, page.file_id, page.filename, page.sha256, page.width, page.height, page.attempts,
+    page.error_code, page.error_detail, page.purged_at, page.result_model, page.model_version, page.model_digest,
+    page.engine, page.engine_version, page.verified, page.detections, page.timings, page.cached
+"""
+
 # Of the job `j`, in the order of the inputs, unless it has more than %(most)s of them.
 RESULTS = f"""
-    SELECT page.* FROM (
+    SELECT {RESULT} FROM (
         SELECT t.input, {SEEN_STATE} AS input_state, t.file_id, t.filename, t.sha256, t.width, t.height,
                t.attempt - t.spared AS attempts, t.error_code, t.error_detail, t.purged_at,
                r.model AS result_model, r.model_version, r.model_digest, r.engine, r.engine_version, r.verified,
@@ -225,7 +231,7 @@ class Jobs:
     async def get(self, transaction: Transaction, job_id: UUID) -> Job | None:
         found = await transaction.execute(
             f"""
-            SELECT {COLUMNS}, page.*, CASE WHEN j.state = 'open' THEN {READY_WORKERS} END AS ready_workers
+            SELECT {COLUMNS}, {RESULT}, CASE WHEN j.state = 'open' THEN {READY_WORKERS} END AS ready_workers
             FROM wharf.jobs j LEFT JOIN LATERAL ({RESULTS}) page ON true
             WHERE j.id = %(job)s ORDER BY page.input
             """,
@@ -290,7 +296,7 @@ class Jobs:
         detections would pass `PAGE_BYTES`, but has one result at least."""
         found = await transaction.execute(
             f"""
-            SELECT page.*, j.parameters FROM wharf.jobs j CROSS JOIN LATERAL ({RESULTS}) page
+            SELECT {RESULT}, j.parameters FROM wharf.jobs j CROSS JOIN LATERAL ({RESULTS}) page
             WHERE j.id = %(job)s ORDER BY page.input
             """,
             {
