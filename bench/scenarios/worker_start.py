@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from shutil import rmtree
+from types import MappingProxyType
 
 from bench.fleet import Fleet, fleet
 from bench.jobs import WAIT, upload
@@ -36,7 +37,7 @@ def _open(folder: Path, size: int) -> Iterator[Contest]:
 def _start_worker(fleet: Fleet, photo: bytes, starts: int, prepare: Callable[[], None]) -> Window:
     """`prepare`: once the worker has stopped. Each start leaves the cache warm."""
     [worker] = fleet.workers
-    seconds = 0.0
+    seconds = cpu_seconds = 0.0
     with fleet.service.client() as client:
         for picture in islice(distinct(photo), starts):
             worker.stop()
@@ -47,9 +48,11 @@ def _start_worker(fleet: Fleet, photo: bytes, starts: int, prepare: Callable[[],
             worker.start()
             ended = client.get(f"/v1/jobs/{job['id']}", headers=WAIT, timeout=90).raise_for_status().json()
             seconds += time.perf_counter() - began
+            used = fleet.cpu_seconds()
+            cpu_seconds += used["worker"] + used["slots"]
             if ended["state"] != "succeeded":
                 raise RuntimeError(f"A worker that was started has not done what waited for it: {ended}")
-    return _window(seconds, starts)
+    return _window(seconds, starts, {"CPU ms": cpu_seconds / starts * 1000})
 
 
 def _start_bare_engine(model: Path, files: Path, starts: int) -> Window:
@@ -62,8 +65,8 @@ def _start_bare_engine(model: Path, files: Path, starts: int) -> Window:
     return _window(seconds, starts)
 
 
-def _window(seconds: float, starts: int) -> Window:
-    return Window(starts / seconds, {"first result ms": seconds / starts * 1000})
+def _window(seconds: float, starts: int, more: Mapping[str, float] = MappingProxyType({})) -> Window:
+    return Window(starts / seconds, {"first result ms": seconds / starts * 1000, **more})
 
 
 SCENARIO = Scenario(

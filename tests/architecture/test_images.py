@@ -1,6 +1,7 @@
 """What the Containerfiles promise, read from them: building them is `make test-images`."""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import uvloop
 
 from tests.conftest import ROOT
+from tests.support.collector import Collector
 from tests.support.kubernetes_api import kubernetes_api
 
 FOLDER = ROOT / "deploy" / "images"
@@ -51,7 +53,11 @@ def test_every_package_of_an_image_is_pinned(path: Path) -> None:
 @pytest.mark.parametrize("path", CONTAINERFILES, ids=lambda path: path.suffix[1:])
 def test_an_image_brings_the_extras_of_what_it_runs(path: Path) -> None:
     [extras] = re.findall(r"requirements\.py (.+) >packages\.txt", path.read_text())
-    wanted = {".broker": "broker cluster", ".worker-cpu": "worker", ".worker-gpu": "worker ultralytics"}
+    wanted = {
+        ".broker": "broker cluster telemetry",
+        ".worker-cpu": "telemetry worker",
+        ".worker-gpu": "telemetry worker ultralytics",
+    }
     assert extras == wanted[path.suffix]
 
 
@@ -77,10 +83,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from broker.kubernetes import Kubernetes
+from custody.spans import tracing
 
 for command in entry_points(group="wharf.commands"):
     command.load()
 Kubernetes.connect(Path(sys.argv[1])).pods("app=wharf")
+with tracing("test", instance="test", release="1") as traced:
+    traced.begin("work", "server", parent=None, at_ns=1).end(at_ns=2)
 opened = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
 print(*sorted(filter(None, opened)), sep="\\n")
 """
@@ -90,11 +99,15 @@ def test_no_process_opens_what_the_images_leave_out(tmp_path: Path) -> None:
     packages = Path(sysconfig.get_path("purelib"))
     out = {found for patterns in pack.UNUSED.values() for pattern in patterns for found in packages.glob(pattern)}
     assert {packages / "kubernetes" / "aio", packages / "pygments" / "lexers" / "python.py"} <= out
-    with kubernetes_api(rights={("list", "pods")}) as api:
+    assert packages / "google" / "api" in out
+    with kubernetes_api(rights={("list", "pods")}) as api, Collector() as collector:
         command = [sys.executable, "-c", OPENED, str(api.kubeconfig(tmp_path))]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        environment = {**os.environ, **collector.environment}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        assert [span.name for span in collector.spans] == ["work"]
     opened = [Path(line) for line in ended.stdout.splitlines()]
     assert packages / "kubernetes" / "client" / "rest.py" in opened
+    assert packages / "opentelemetry" / "sdk" / "trace" / "__init__.py" in opened
     assert [path for path in opened if out & {path, *path.parents}] == []
 
 

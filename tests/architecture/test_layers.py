@@ -84,10 +84,11 @@ def test_only_commands_read_the_environment() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
-    # What `up`, `demo`, Postgres and slots are handed on, and what ultralytics reads at its import.
+    # What `up`, `demo`, Postgres and slots are handed on, what ultralytics reads at its import, and the standard
+    # variables that OpenTelemetry reads by itself.
     assert reading <= {
         *("standalone/command.py", "standalone/demo.py", "standalone/postgres.py", "standalone/doctor/command.py"),
-        *("inference_worker/child.py", "inference_worker/engines/ultralytics.py"),
+        *("inference_worker/child.py", "inference_worker/engines/ultralytics.py", "custody/spans.py"),
     }
 
 

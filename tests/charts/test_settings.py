@@ -16,7 +16,7 @@ from inference_worker.command import GIVE_BACK_SECONDS, check_consumer_timeout
 from inference_worker.settings import WorkerSettings
 from standalone.models import AddSettings
 from standalone.reach import ReachSettings
-from tests.charts.rendering import CHART, VALUES, Pods, objects, pods_of
+from tests.charts.rendering import CHART, VALUES, Pods, objects, pods_of, rendered
 
 PROCESSES: dict[str, tuple[type[BaseSettings], ...]] = {
     "broker": (BrokerSettings,),
@@ -149,3 +149,16 @@ def test_what_works_on_pictures_sends_traces_where_the_values_say_so() -> None:
             assert told["OTEL_EXPORTER_OTLP_HEADERS"]["valueFrom"] == key
     assert "OTEL_" not in str(objects("external"))
     assert "to-collector" not in str(objects("external"))
+
+
+def test_a_worker_keeps_what_it_compiles_in_tmp_which_has_room_for_it_unless_the_pool_says_otherwise() -> None:
+    for given, expected in ({}, "/tmp/compiled"), ({"COMPILED_FOLDER": "/cache"}, "/cache"):
+        pool = {"name": "page", "settings": given}
+        made = rendered({"pools": [pool], "database": {"existingSecret": "db"}, "queue": {"existingSecret": "mq"}})
+        named = [each for each in made if each["metadata"]["name"].endswith("-worker-page")]
+        [worker] = [each for each in named if each["kind"] == "Deployment"]
+        pod = worker["spec"]["template"]["spec"]
+        environment = pod["containers"][0]["env"]
+        assert [each["value"] for each in environment if each["name"] == "WHARF_COMPILED_FOLDER"] == [expected]
+        [tmp] = [each["emptyDir"]["sizeLimit"] for each in pod["volumes"] if each["name"] == "tmp"]
+        assert int(tmp.removesuffix("Gi")) << 30 > WorkerSettings.model_fields["compiled_bytes"].default

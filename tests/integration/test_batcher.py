@@ -1,6 +1,7 @@
 """Pictures of several threads on a device of fixed latency, which has a real engine behind it."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,17 +39,17 @@ class Harness:
         self.device.gate.clear()
         with ThreadPoolExecutor(1 + len(pictures)) as threads:
             other = threads.submit(self.batcher.infer, picture(), Parameters())
-            self._until(lambda: len(self.device.sizes) == 1)
+            self.until(lambda: len(self.device.sizes) == 1)
             asked = []
             for each, wanted in zip(pictures, parameters, strict=True):
                 asked.append(threads.submit(self.batcher.infer, each, wanted))
-                self._until(lambda: len(self.batcher._waiting) == len(asked))
+                self.until(lambda: len(self.batcher._waiting) == len(asked))
             self.device.gate.set()
         assert other.result()
         del self.device.sizes[0]
         return asked
 
-    def _until(self, condition: Callable[[], bool]) -> None:
+    def until(self, condition: Callable[[], bool]) -> None:
         give_up = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < give_up, "it did not come to pass"
@@ -121,28 +122,30 @@ def test_device_that_answers_for_fewer_than_it_was_given_is_asked_about_each(
 def test_one_that_is_expected_is_taken_along_and_one_that_fails_before_is_not_waited_for(device: FakeDevice) -> None:
     harness = Harness(device, max_delay_seconds=60.0)
     harness.batcher._latency.observe(1, 1000.0)  # so that a mate saves much
-    arrived = []
+    decoded, refused = threading.Event(), threading.Event()
 
-    def expected(prepare: Callable[[], None]) -> list[Detection]:
+    def late() -> list[Detection]:
         with harness.batcher.expected():
-            prepare()
-            arrived.append(time.monotonic())
+            decoded.wait()
             return harness.batcher.infer(picture(), Parameters())
 
-    def fail() -> None:
-        time.sleep(0.3)
-        raise ValueError("no picture at all")
+    def broken() -> None:
+        with harness.batcher.expected():
+            refused.wait()
+            raise ValueError("no picture at all")
 
     with ThreadPoolExecutor(3) as threads:
-        late = threads.submit(expected, lambda: time.sleep(0.2))
-        broken = threads.submit(expected, fail)
-        until_expected = time.monotonic() + 10
-        while len(harness.batcher._expected) < 2:
-            assert time.monotonic() < until_expected
-        early = threads.submit(harness.batcher.infer, picture(), Parameters())
-        assert early.result(timeout=30) == late.result(timeout=30)
+        answers = [threads.submit(late)]
+        failing = threads.submit(broken)
+        harness.until(lambda: len(harness.batcher._expected) == 2)
+        answers.append(threads.submit(harness.batcher.infer, picture(), Parameters()))
+        harness.until(lambda: len(harness.batcher._waiting) == 1)
+        decoded.set()
+        harness.until(lambda: len(harness.batcher._waiting) == 2)
+        refused.set()
+        assert answers[0].result(timeout=30) == answers[1].result(timeout=30)
         with pytest.raises(ValueError, match="no picture"):
-            broken.result()
+            failing.result()
     assert device.sizes == [2]
 
 

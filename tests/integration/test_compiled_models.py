@@ -13,10 +13,12 @@ import openvino as ov
 import pytest
 
 from custody.wire import Detection, Parameters
+from inference_worker.decode import decode
 from inference_worker.engines.compiled import CompiledCache
 from inference_worker.engines.openvino import OpenVINOEngine
 from inference_worker.slots import Slots
 from tests.contract.test_engine_contract import dense, end_to_end, ir, picture
+from tests.support.shared import BUS, YOLO11N, needs_shared
 
 ROOM = 1 << 20
 
@@ -56,6 +58,20 @@ def test_next_start_takes_what_the_first_one_compiled_and_finds_the_same(
     first = found_by(model, folder)
     assert found_by(model, folder) == first == OpenVINOEngine(model, 1, "f32").infer(picture(), Parameters())
     assert len(compiles) == 2  # the first start, and the engine that keeps nothing
+
+
+@needs_shared
+@pytest.mark.parametrize("precision", ["f32", "auto"])
+def test_real_network_answers_the_same_whether_compiled_or_taken(
+    precision: str, folder: Path, compiles: list[str]
+) -> None:
+    photo = decode(BUS.read_bytes(), "image/jpeg", 1, fit=(640, 640))
+    answers = [
+        OpenVINOEngine(YOLO11N, 1, precision, CompiledCache(folder, 64 << 20)).infer(photo, Parameters())
+        for _ in range(2)
+    ]
+    assert answers[0] == answers[1] != []
+    assert len(compiles) == 1
 
 
 def test_folder_and_entries_are_their_owners_alone(tmp_path: Path, folder: Path) -> None:
