@@ -1,4 +1,4 @@
-"""Podman with a store of its own, and containers that are as poor as a cluster's."""
+"""Podman with a store and networks of its own, and containers that are as poor as a cluster's."""
 
 import json
 import os
@@ -19,6 +19,7 @@ events_logger = "file"
 runtime = "runc"
 [network]
 network_backend = "netavark"
+network_config_dir = "{folder}/networks"
 """
 
 
@@ -28,7 +29,7 @@ class Podman:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         settings = folder / "containers.conf"
-        settings.write_text(SETTINGS)
+        settings.write_text(SETTINGS.format(folder=folder))
         self.environment = {**os.environ, "CONTAINERS_CONF": str(settings)}
         # Apart from this machine's own images: the stand-in has the name of a real one.
         self.command = (
