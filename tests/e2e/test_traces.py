@@ -32,10 +32,14 @@ class Traced:
     """A role's connection string."""
 
 
+INFERRED = {"WHARF_RESULT_CACHE": "false"}
+"""Each time, though it is the same picture."""
+
+
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     with Collector() as collector:
-        up = Up(tmp_path_factory.mktemp("traced"), collector.environment)
+        up = Up(tmp_path_factory.mktemp("traced"), collector.environment | INFERRED)
         try:
             yield Traced(up.start(), collector, lambda _: up.database())
         finally:
@@ -50,7 +54,7 @@ def queued(rabbitmq: RabbitMQ, postgres: Postgres, tmp_path_factory: pytest.Temp
         installation = Installation(folder, lambda role: postgres.url(role, database), collector.environment)
         try:
             service = installation.migrate()
-            installation.broker(WHARF_DEFAULT_MODEL="digits")
+            installation.broker(WHARF_DEFAULT_MODEL="digits", **INFERRED)
             start_worker(installation.relay("relay", queue["WHARF_AMQP_URL"]))
             start_worker(installation.worker("worker", WHARF_MODEL=str(starter_model.MODEL), WHARF_SLOTS="1", **queue))
             yield Traced(service, collector, lambda role: postgres.url(role, database))

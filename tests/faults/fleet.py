@@ -31,8 +31,9 @@ WORKER: Mapping[str, str] = {
     "WHARF_SLOTS": "1",
 }
 
-PATIENCE_SECONDS = 45.0
-"""For what ends at last. How long it took is in the table."""
+PATIENCE_SECONDS = 90.0
+"""For what ends at last; longer than the relay overlooks a lost message among others. How long it took is in the
+table."""
 
 Colour = int | tuple[int, int, int]
 """A number is a grey: the milliseconds that `QuickEngine` takes."""
