@@ -17,7 +17,7 @@ REQUESTS ?= 1000000
 IMAGES ?= broker worker-cpu worker-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up bench check setup schema manifests test-ultralytics faults soak images test-images
+.PHONY: help demo test up bench check lint types boundaries generated setup schema manifests test-ultralytics faults soak images test-images
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,9 +26,9 @@ demo: setup ## Run a real picture through everything: MODEL=file.onnx and IMAGE=
 	@$(BIN)/python -m standalone.demo $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE),--image "$(IMAGE)")
 
 test: setup ## Run all tests, on the embedded Postgres and on Debian's, with Debian's RabbitMQ
-	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync check
 	@.ci/with-rabbitmq $(BIN)/python -m pytest tests $(SIDE_BY_SIDE)
-	@.ci/on-oldest-postgres $(BIN)/python -m pytest tests/contract tests/integration -m postgres $(SIDE_BY_SIDE)
+	@.ci/on-oldest-postgres $(BIN)/python -m pytest tests/contract tests/integration -m postgres -k "not amqp" $(SIDE_BY_SIDE)
 
 up: setup ## Run the service on this machine until Ctrl-C: DATA=folder PORT=number
 	@$(BIN)/wharf up --data "$(DATA)" --port $(PORT) $(if $(MODEL),--model "$(MODEL)")
@@ -42,11 +42,19 @@ faults: setup ## Hurt a whole fleet at random, and hold it to what it promised: 
 soak: setup ## Ask a healthy fleet without a pause, and look for what grows: REQUESTS=1000000
 	@.ci/with-rabbitmq $(BIN)/python -m tests.faults.soak --requests $(REQUESTS)
 
-check: setup ## Lint, types, architecture rules, generated contracts
+check: lint types boundaries generated ## Lint, types, architecture rules, generated contracts
+
+lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
+
+types: setup
 	@$(BIN)/mypy
+
+boundaries: setup
 	@$(BIN)/lint-imports --no-cache
+
+generated: setup
 	@$(BIN)/python -m contracts --check
 	@$(BIN)/python -m contracts.manifests --check
 

@@ -105,9 +105,11 @@ def test_a_worker_stands_still_for_longer_than_its_heartbeat_and_lease(queued: Q
     victim = queued.workers[0]
     said = victim.log.stat().st_size
     with queued.fleet.fault("worker stopped and continued", milliseconds=20):
+        until(lambda: held_by(queued.fleet, victim) > 0, "it has something to lose")
         victim.send(signal.SIGSTOP)
         until(lambda: held_by(queued.fleet, victim) == 0, "its tasks are another's")
-        time.sleep(HEARTBEAT_SECONDS * 2.5)
+        # RabbitMQ looks once in a heartbeat, and gives up at the second look without one, or the third.
+        time.sleep(HEARTBEAT_SECONDS * 3.5)
         victim.send(signal.SIGCONT)
         # Its slot has answered long ago, its end is void, and its connection gone.
         until(lambda: "queue_interrupted" in victim.log.read_text()[said:], "it finds its connection gone")
