@@ -98,6 +98,11 @@ class Child:
         log.info("slot_ready", pid=process.pid)
         return child
 
+    async def ended(self) -> None:
+        """Returns once it will answer nothing more."""
+        if self._hearing is not None:
+            await asyncio.wait([self._hearing])
+
     @property
     def alive(self) -> bool:
         return self._process.returncode is None and not self._given_up

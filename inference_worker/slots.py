@@ -58,6 +58,7 @@ class Slots:
         self._free: asyncio.Queue[Child] = asyncio.Queue()
         self._working: set[asyncio.Task[Outcome]] = set()
         self._replacing: set[asyncio.Task[None]] = set()
+        self._watching: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
@@ -115,6 +116,11 @@ class Slots:
             self._replace(child)
         return outcome
 
+    async def _replace_once_ended(self, child: Child) -> None:
+        # Not only when it is asked again: while no slot lives, nothing is taken that could be asked.
+        await child.ended()
+        self._replace(child)
+
     def _replace(self, dead: Child) -> None:
         if dead not in self._children:
             return
@@ -139,6 +145,9 @@ class Slots:
     async def _add(self) -> Child:
         child = await Child.start(self._command, self._start_limit_seconds)
         self._children.add(child)
+        watching = asyncio.create_task(self._replace_once_ended(child))
+        self._watching.add(watching)
+        watching.add_done_callback(self._watching.discard)
         for _ in range(child.ready.at_once):
             self._free.put_nowait(child)
         return child

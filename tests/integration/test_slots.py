@@ -161,6 +161,14 @@ async def test_a_picture_of_which_a_library_says_much_does_not_fill_the_log(volu
     assert LOGGED_LINES <= len(printed) <= 4 * LOGGED_LINES
 
 
+async def test_an_only_slot_that_is_killed_while_idle_is_replaced_though_nobody_asks(volume: Path) -> None:
+    async with running(volume, 1) as one:
+        [child] = children()
+        child.kill()
+        await until(lambda: one.ready_count == 0)
+        await until(lambda: one.ready_count == 1)
+
+
 async def test_slot_killed_while_idle_costs_no_task(volume: Path) -> None:
     async with running(volume, 2) as two:
         for child in children():
