@@ -1,5 +1,7 @@
-"""What every way to a new job has in common: its admission, its announcement, and the answer."""
+"""What every way to a new job has in common: its admission, its acceptance, its announcement, and the answer."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -11,12 +13,15 @@ from broker.answers import answer
 from broker.backlog import Admission
 from broker.service import Service
 from broker.waiting import applied, preferred_seconds, wait_for_end
-from custody import models
+from custody import idempotency, models
+from custody.audit import Action
 from custody.database import Transaction
 from custody.errors import CustodyError
+from custody.idempotency import Replay
 from custody.jobs import Submitted
 from custody.notices import Subscription, tasks_queued
-from custody.wire import Job, Priority
+from custody.tenants import Principal
+from custody.wire import File, Job, JobSubmission, Outcome, Parameters, PredictFields, Priority
 
 log = structlog.get_logger()
 
@@ -40,23 +45,86 @@ async def admit(
     return name
 
 
-def known(submitted: Submitted) -> dict[str, Any] | None:
-    """What a receipt says of answers from the cache."""
-    return {"cached": submitted.answered} if submitted.answered else None
+@dataclass(frozen=True)
+class Accepted:
+    """A job that is there once its transaction has committed. `job`: as it is then, where the cache has answered all of
+    its inputs."""
+
+    submitted: Submitted
+    model: str
+    priority: Priority
+    inputs: int
+    job: Job | None = None
 
 
-async def known_job(service: Service, transaction: Transaction, submitted: Submitted, inputs: int) -> Job | None:
-    """The job that was submitted in this transaction, where all its inputs are answered already."""
-    return await service.jobs.get(transaction, submitted.job_id) if submitted.answered == inputs else None
+async def accept(
+    request: Request,
+    service: Service,
+    principal: Principal,
+    transaction: Transaction,
+    action: Action,
+    *,
+    job_id: UUID,
+    model: str,
+    files: Sequence[File],
+    parameters: Parameters,
+    priority: Priority,
+    wish: PredictFields | JobSubmission,
+    idempotency_key: str | None,
+) -> Accepted:
+    """The job on these files, with its receipt. The caller holds the files' bytes in this transaction."""
+    tenant = principal.tenant_id
+    submitted = await service.jobs.submit(
+        transaction,
+        tenant,
+        model=model,
+        files=files,
+        parameters=parameters,
+        priority=priority,
+        metadata=wish.metadata,
+        expires_in=wish.expires_in,
+        traceparent=request.scope["traceparent"],
+        job_id=job_id,
+        cache=wish.cache and service.settings.result_cache,
+    )
+    await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
+    await service.audit.record(
+        transaction,
+        principal,
+        request.scope["request_id"],
+        action,
+        jobs=[job_id],
+        files=files,
+        names=[model],
+        details={"cached": submitted.answered} if submitted.answered else None,
+    )
+    is_known = submitted.answered == len(files)
+    job = await service.jobs.get(transaction, job_id) if is_known else None
+    return Accepted(submitted, model, priority, len(files), job)
 
 
-def announce(service: Service, submitted: Submitted, model: str, priority: Priority, inputs: int) -> None:
+async def record_replay(
+    request: Request, service: Service, principal: Principal, transaction: Transaction, action: Action, replay: Replay
+) -> None:
+    """The receipt of a request that was sent again."""
+    await service.audit.record(
+        transaction,
+        principal,
+        request.scope["request_id"],
+        action,
+        outcome=Outcome.REPLAYED,
+        jobs=replay.resource,
+    )
+
+
+def announce(service: Service, accepted: Accepted) -> None:
     """After the commit."""
-    if submitted.answered < inputs:
-        service.notices.tell(tasks_queued(model, priority))
-    service.metrics.inputs.labels(model).inc(inputs)
-    service.metrics.cached.labels(model).inc(submitted.answered)
-    log.info("job_submitted", job_id=str(submitted.job_id), model=model, inputs=inputs, cached=submitted.answered)
+    job_id, answered = accepted.submitted.job_id, accepted.submitted.answered
+    if answered < accepted.inputs:
+        service.notices.tell(tasks_queued(accepted.model, accepted.priority))
+    service.metrics.inputs.labels(accepted.model).inc(accepted.inputs)
+    service.metrics.cached.labels(accepted.model).inc(answered)
+    log.info("job_submitted", job_id=str(job_id), model=accepted.model, inputs=accepted.inputs, cached=answered)
 
 
 async def answer_job(

@@ -13,7 +13,7 @@ from broker.answers import answer, no_such, parse_id
 from broker.routes import IdempotencyKey
 from broker.service import ServiceDep
 from broker.stages import stage
-from broker.submission import ACCEPTED, admit, announce, answer_job, known, known_job
+from broker.submission import ACCEPTED, accept, admit, announce, answer_job, record_replay
 from broker.waiting import applied, preferred_seconds, wait_for_end
 from custody import idempotency
 from custody.audit import Action
@@ -27,7 +27,6 @@ from custody.wire import (
     JobState,
     JobSubmission,
     JsonObject,
-    Outcome,
     Parameters,
     PredictFields,
     Priority,
@@ -87,7 +86,7 @@ async def predict(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Upload and job in one call, one transaction. With `Prefer: wait=SECONDS` the answer has the boxes."""
-    tenant, request_id = principal.tenant_id, request.scope["request_id"]
+    tenant = principal.tenant_id
     job_id = new_id()
     with service.notices.subscribe(job_ended(job_id)) as told:
         async with body.receive(request, service, tenant, part="image", raw=False) as received:
@@ -100,50 +99,32 @@ async def predict(
                 service.database.transaction(tenant) as transaction,
             ):
                 replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
-                if not replay:
+                if replay:
+                    await record_replay(request, service, principal, transaction, Action.JOB_PREDICTED, replay)
+                else:
                     model = await admit(service, admission, transaction, tenant, wish.model, len(received.uploads))
                     kept = await service.files.keep(
                         transaction, tenant, received.uploads, kept_for=wish.file_expires_in
                     )
-                    submitted = await service.jobs.submit(
+                    accepted = await accept(
+                        request,
+                        service,
+                        principal,
                         transaction,
-                        tenant,
+                        Action.JOB_PREDICTED,
+                        job_id=job_id,
                         model=model,
                         files=kept.files,
                         parameters=Parameters(conf=wish.conf, iou=wish.iou, max_detections=wish.max_detections),
                         priority=wish.priority,
-                        metadata=wish.metadata,
-                        expires_in=wish.expires_in,
-                        traceparent=request.scope["traceparent"],
-                        job_id=job_id,
-                        cache=wish.cache and service.settings.result_cache,
-                    )
-                    await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
-                    await service.audit.record(
-                        transaction,
-                        principal,
-                        request_id,
-                        Action.JOB_PREDICTED,
-                        jobs=[job_id],
-                        files=kept.files,
-                        names=[model],
-                        details=known(submitted),
-                    )
-                    job = await known_job(service, transaction, submitted, len(kept.files))
-                else:
-                    await service.audit.record(
-                        transaction,
-                        principal,
-                        request_id,
-                        Action.JOB_PREDICTED,
-                        outcome=Outcome.REPLAYED,
-                        jobs=replay.resource,
+                        wish=wish,
+                        idempotency_key=idempotency_key,
                     )
         if replay:
             return await answer_job(request, service, tenant, replay.resource[0])
         service.metrics.count(kept)
-        announce(service, submitted, model, wish.priority, len(kept.files))
-        return await answer_job(request, service, tenant, job_id, told, job)
+        announce(service, accepted)
+        return await answer_job(request, service, tenant, job_id, told, accepted.job)
 
 
 @router.post(
@@ -157,7 +138,7 @@ async def submit(
     request: Request, service: ServiceDep, principal: Writer, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """A job on files that you hold: one task for each input."""
-    tenant, request_id = principal.tenant_id, request.scope["request_id"]
+    tenant = principal.tenant_id
     wish = await body.read_json(request, JobSubmission, service.settings)
     settings = service.settings
     _check_inputs(wish, min(settings.max_job_inputs, settings.max_tenant_backlog, settings.max_pool_backlog))
@@ -171,47 +152,28 @@ async def submit(
             service.database.transaction(tenant) as transaction,
         ):
             replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
-            if not replay:
+            if replay:
+                await record_replay(request, service, principal, transaction, Action.JOB_SUBMITTED, replay)
+            else:
                 model = await admit(service, admission, transaction, tenant, wish.model, len(wish.inputs))
-                files = await service.files.hold(transaction, wish.inputs)
-                submitted = await service.jobs.submit(
+                accepted = await accept(
+                    request,
+                    service,
+                    principal,
                     transaction,
-                    tenant,
+                    Action.JOB_SUBMITTED,
+                    job_id=job_id,
                     model=model,
-                    files=files,
+                    files=await service.files.hold(transaction, wish.inputs),
                     parameters=wish.params,
                     priority=priority,
-                    metadata=wish.metadata,
-                    expires_in=wish.expires_in,
-                    traceparent=request.scope["traceparent"],
-                    job_id=job_id,
-                    cache=wish.cache and service.settings.result_cache,
-                )
-                await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[job_id])
-                await service.audit.record(
-                    transaction,
-                    principal,
-                    request_id,
-                    Action.JOB_SUBMITTED,
-                    jobs=[job_id],
-                    files=files,
-                    names=[model],
-                    details=known(submitted),
-                )
-                job = await known_job(service, transaction, submitted, len(files))
-            else:
-                await service.audit.record(
-                    transaction,
-                    principal,
-                    request_id,
-                    Action.JOB_SUBMITTED,
-                    outcome=Outcome.REPLAYED,
-                    jobs=replay.resource,
+                    wish=wish,
+                    idempotency_key=idempotency_key,
                 )
         if replay:
             return await answer_job(request, service, tenant, replay.resource[0])
-        announce(service, submitted, model, priority, len(wish.inputs))
-        return await answer_job(request, service, tenant, job_id, told, job)
+        announce(service, accepted)
+        return await answer_job(request, service, tenant, job_id, told, accepted.job)
 
 
 @router.get(

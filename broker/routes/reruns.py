@@ -13,7 +13,7 @@ from broker.backlog import Admission
 from broker.routes import IdempotencyKey
 from broker.service import Service, ServiceDep
 from broker.stages import stage
-from broker.submission import ACCEPTED, admit, announce, answer_job
+from broker.submission import ACCEPTED, Accepted, admit, announce, answer_job, record_replay
 from custody import idempotency, reruns
 from custody.audit import Action
 from custody.database import Transaction
@@ -68,22 +68,16 @@ async def rerun(
         service.database.transaction(tenant) as transaction,
     ):
         replay = await idempotency.begin(transaction, tenant, idempotency_key, wanted)
-        if not replay:
-            original = await _original(transaction, repeated, only_failed=only is not None)
-            new_job = await _submit(request, service, principal, admission, transaction, tenant, original)
-            await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[new_job])
+        if replay:
+            await record_replay(request, service, principal, transaction, Action.JOB_RERUN, replay)
         else:
-            await service.audit.record(
-                transaction,
-                principal,
-                request.scope["request_id"],
-                Action.JOB_RERUN,
-                outcome=Outcome.REPLAYED,
-                jobs=replay.resource,
-            )
+            original = await _original(transaction, repeated, only_failed=only is not None)
+            accepted = await _submit(request, service, principal, admission, transaction, tenant, original)
+            new_job = accepted.submitted.job_id
+            await idempotency.record(transaction, tenant, idempotency_key, status=202, resource=[new_job])
     if replay:
         return await answer_job(request, service, tenant, replay.resource[0])
-    announce(service, Submitted(new_job, 0), original.model, original.priority, len(original.inputs))
+    announce(service, accepted)
     return await answer_job(request, service, tenant, new_job)
 
 
@@ -163,9 +157,9 @@ async def _retry(request: Request, service: Service, principal: Principal, walk:
         if known := await reruns.newest_rerun(transaction, match.job):
             return known
         original = await _original(transaction, match.job, only_failed=True)
-        new_job = await _submit(request, service, principal, admission, transaction, tenant, original)
-    announce(service, Submitted(new_job, 0), original.model, original.priority, len(original.inputs))
-    return new_job
+        accepted = await _submit(request, service, principal, admission, transaction, tenant, original)
+    announce(service, accepted)
+    return accepted.submitted.job_id
 
 
 async def _original(transaction: Transaction, job_id: UUID, *, only_failed: bool) -> Original:
@@ -183,7 +177,7 @@ async def _submit(
     transaction: Transaction,
     tenant: UUID,
     original: Original,
-) -> UUID:
+) -> Accepted:
     await admit(service, admission, transaction, tenant, original.model, len(original.inputs))
     wanted = [each.sha256 for each in original.inputs]
     held = await service.files.hold_known(transaction, wanted)
@@ -200,4 +194,4 @@ async def _submit(
         sha256=sorted(held),
         names=[original.model],
     )
-    return new_job
+    return Accepted(Submitted(new_job, 0), original.model, original.priority, len(original.inputs))
