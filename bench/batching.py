@@ -16,7 +16,7 @@ from statistics import quantiles
 
 from bench.environment import UnavailableError, python_of
 from bench.machine import ROOT
-from inference_worker.batching import BatchPolicy, Latency
+from inference_worker.batch_policy import BatchPolicy, Latency
 
 FIXED_SECONDS = 0.004
 EACH_SECONDS = 0.001

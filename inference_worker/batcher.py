@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from custody.wire import Detection, Parameters
-from inference_worker.batching import NEWEST_SHARE, BatchPolicy, MeasuredLatency
+from inference_worker.batch_policy import NEWEST_SHARE, BatchPolicy, MeasuredLatency
 from inference_worker.decode import Picture
 from inference_worker.engines import BatchEngine, ModelDescription
 

@@ -33,8 +33,8 @@ def main() -> None:
     # Imported once the channel is safe: native libraries may print as they load.
     import cv2
 
+    from inference_worker.batch_policy import BatchPolicy
     from inference_worker.batcher import Batcher
-    from inference_worker.batching import BatchPolicy
     from inference_worker.engines import EngineError, load_engine
     from inference_worker.engines.compiled import CompiledCache
     from inference_worker.lines import Ready, Refused, read_numbered, read_work, write_answer, write_numbered

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from custody.wire import Detection, Parameters
+from inference_worker.batch_policy import BatchPolicy
 from inference_worker.batcher import Batcher
-from inference_worker.batching import BatchPolicy
 from inference_worker.decode import Picture
 from inference_worker.engines.openvino import OpenVINOEngine
 from inference_worker.outcomes import Corrupt, Done, Failed, Retry

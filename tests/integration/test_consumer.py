@@ -14,7 +14,7 @@ from custody.cache import Computation
 from custody.errors import CustodyError
 from custody.notices import Notices, job_ended, tasks_queued
 from custody.reconcile import Reconciler
-from custody.tasks import Tasks
+from custody.tasks import Success, Tasks
 from custody.transport.embedded import EmbeddedTransport
 from custody.wire import JobState, Priority, Timings
 from inference_worker.consumer import Consumer, backoff_seconds
@@ -130,7 +130,7 @@ async def test_a_picture_that_is_done_becomes_a_result_and_ends_its_job(domain, 
 class SlowTasks(Tasks):
     """To whom the database answers late."""
 
-    async def succeed(self, *arguments: Any, **named: Any) -> bool:
+    async def succeed(self, *arguments: Any, **named: Any) -> Success | None:
         await asyncio.sleep(0.3)
         return await super().succeed(*arguments, **named)
 

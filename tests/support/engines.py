@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from custody.wire import Box, Detection, Parameters
+from inference_worker.batch_policy import BatchPolicy
 from inference_worker.batcher import Batcher
-from inference_worker.batching import BatchPolicy
 from inference_worker.decode import Picture
 from inference_worker.engines import ModelDescription
 from inference_worker.engines.openvino import OpenVINOEngine

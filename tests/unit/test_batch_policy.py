@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from bench.batching import Batch, Picture, affine, schedule
-from inference_worker.batching import BatchPolicy, MeasuredLatency
+from inference_worker.batch_policy import BatchPolicy, MeasuredLatency
 
 FIXED, EACH = 0.008, 0.001
 DEVICE = affine(FIXED, EACH)
